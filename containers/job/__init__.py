@@ -1,0 +1,6 @@
+"""The contract between a stage program and the service that runs it (SageMaker, or the embedded engine)."""
+
+from job.contract import Job, JobKind, StageError, StopRequested
+from job.entry import run_stage
+
+__all__ = ["Job", "JobKind", "StageError", "StopRequested", "run_stage"]
