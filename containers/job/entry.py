@@ -55,7 +55,10 @@ def run_stage(
 
 
 def install_stop_handler(job: Job) -> None:
-    """Let SIGTERM set ``job.stop_requested``. Importing pycolmap replaces the handler, so it may only be imported in a child."""
+    """Let SIGTERM set ``job.stop_requested``.
+
+    Importing pycolmap replaces the handler (its glog installs one), so a stage may import it only in a child process.
+    """
 
     def on_sigterm(_signal: int, _frame: FrameType | None) -> None:
         job.stop_requested = True
@@ -66,7 +69,10 @@ def install_stop_handler(job: Job) -> None:
 def require_outputs(job: Job, promised: Sequence[str]) -> None:
     missing = [name for name in promised if not (job.output / name).exists()]
     if missing:
-        raise StageError("OUTPUT_MISSING", f"The {job.stage} stage ended without {', '.join(missing)}. This is a fault of Spaceport.")
+        raise StageError(
+            "OUTPUT_MISSING",
+            f"The {job.stage} stage ended without {', '.join(missing)}. This is a fault of Spaceport.",
+        )
 
 
 def as_stage_error(error: BaseException) -> StageError:
@@ -75,13 +81,17 @@ def as_stage_error(error: BaseException) -> StageError:
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StageError(
-            "DISK_FULL", "The disk is full. Free some space, or give the job a larger volume, or use fewer or smaller photos."
+            "DISK_FULL",
+            "The disk is full. Free some space, give the job a larger volume, or use fewer or smaller photos.",
         )
     if isinstance(error, MemoryError):
         return StageError("OUT_OF_MEMORY", "Memory ran out. Use fewer or smaller photos, or a larger instance.")
     if isinstance(error, ValidationError):
         return StageError("BAD_OPTION", describe_validation_error(error))
-    return StageError("INTERNAL_ERROR", f"{type(error).__name__}: {error}. This is a fault of Spaceport; the job's log has the details.")
+    return StageError(
+        "INTERNAL_ERROR",
+        f"{type(error).__name__}: {error}. This is a fault of Spaceport; the job's log has the details.",
+    )
 
 
 def describe_validation_error(error: ValidationError) -> str:

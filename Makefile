@@ -1,0 +1,57 @@
+# make demo   sample photos -> splat page, on this machine
+# make test   unit, state machine, stage and end-to-end tests
+# make ci     what continuous integration runs: lint, types, tests
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+DEMO   ?= demo
+PYTEST_ARGS ?=
+
+.PHONY: help install install-dev demo test lint types ci lock clean browser
+
+help:
+	@sed -n 's/^# //p' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Spaceport needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements/run.txt pyproject.toml containers/compress/viewer/package-lock.json | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/run.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	PYTHONPATH=containers $(BIN)/python -m compress.fetch_viewer
+	@touch $@
+
+$(VENV)/.installed-dev: requirements/dev.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	@touch $@
+
+# Chromium for the browser tests; they say so and are skipped where it is missing.
+browser:
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
+
+demo: install
+	$(BIN)/spaceport sample $(DEMO)/photos
+	$(BIN)/spaceport run $(DEMO)/photos --out $(DEMO)/result --preset draft
+
+test: install-dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install-dev
+	$(BIN)/mypy functions containers spaceport benchmarks
+
+ci: browser lint types test
+
+lock:
+	$(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q requirements/run.in -o requirements/run.txt
+	$(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q requirements/dev.in -o requirements/dev.txt
+
+clean:
+	rm -rf build $(DEMO)
