@@ -1,0 +1,172 @@
+"""What a person sees while a job runs: one line per state, with real steps, time and time left."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+SILENCE_LIMIT_S = 4.0  # a plain log says something at least this often
+TITLES = {
+    "Settle": "Is the upload complete?",
+    "Validate": "Check photos and options",
+    "SfM": "Find camera positions",
+    "Train": "Train Gaussians",
+    "Compress": "Compress and build the page",
+    "Notify": "Publish and send e-mail",
+    "RecordFailure": "Record the failure",
+    "NotifyFailure": "Send e-mail about the failure",
+}
+
+
+@dataclass
+class Row:
+    state: str
+    started_s: float
+    ended_s: float | None = None
+    failed: bool = False
+    step: float = 0
+    total: float = 0
+    unit: str = ""
+    message: str = ""
+    eta_s: float | None = None
+    eta_read_s: float = 0.0
+
+    def seconds(self, now_s: float) -> float:
+        return (self.ended_s or now_s) - self.started_s
+
+    def seconds_left(self, now_s: float) -> float | None:
+        """Time left as last reported, less the time since; None when nothing was reported."""
+        if self.eta_s is None or self.ended_s is not None:
+            return None
+        return max(0.0, self.eta_s - (now_s - self.eta_read_s))
+
+
+class Display:
+    """Listener of a run; a live table on a terminal, plain lines elsewhere. Safe to call from any thread."""
+
+    def __init__(self, console: Console, plain: bool | None = None) -> None:
+        self.console = console
+        self.plain = (not console.is_terminal) if plain is None else plain
+        self.rows: dict[str, Row] = {}
+        self._lock = threading.Lock()
+        self._said_s = time.monotonic()
+        self._live: Live | None = None
+        self._ticker: threading.Thread | None = None
+        self._closed = threading.Event()
+
+    def __enter__(self) -> Display:
+        if self.plain:
+            self._ticker = threading.Thread(target=self._break_silence, daemon=True)
+            self._ticker.start()
+        else:
+            self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=5)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        if self._live:
+            self._live.stop()
+        if self._ticker:
+            self._ticker.join()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        handler = getattr(self, f"_on_{event['type']}", None)
+        if handler:
+            with self._lock:
+                handler(event)
+
+    def _on_state_entered(self, event: dict[str, Any]) -> None:
+        state = event["state"]
+        if state not in TITLES:
+            return
+        if state not in self.rows:
+            self.rows[state] = Row(state, time.monotonic())
+        self._say(f"{state}: {TITLES[state]}")
+
+    def _on_state_exited(self, event: dict[str, Any]) -> None:
+        row = self.rows.get(event["state"])
+        if row is None:
+            return
+        row.ended_s = time.monotonic()
+        row.failed = bool(event.get("failed"))
+        self._say(f"{row.state}: {'failed' if row.failed else 'done'} in {duration(row.seconds(row.ended_s))}")
+
+    def _on_progress(self, event: dict[str, Any]) -> None:
+        row = self.rows.get(event["state"])
+        if row is None or row.ended_s is not None:
+            return
+        changed = (row.message, row.unit) != (event["message"], event["unit"])
+        row.step, row.total, row.unit, row.message = event["step"], event["total"], event["unit"], event["message"]
+        row.eta_s, row.eta_read_s = event["eta_s"], time.monotonic()
+        if changed:
+            self._say(self._sentence(row))
+
+    def _on_mail(self, event: dict[str, Any]) -> None:
+        self._say(f"E-mail to {event['to']}: {event['path']}")
+
+    def _say(self, text: str) -> None:
+        """A line in the plain log; the live table shows the same without lines."""
+        self._said_s = time.monotonic()
+        if self.plain:
+            self.console.print(text, highlight=False, markup=False)
+
+    def _break_silence(self) -> None:
+        while not self._closed.wait(0.5):
+            with self._lock:
+                if time.monotonic() - self._said_s < SILENCE_LIMIT_S:
+                    continue
+                running = [row for row in self.rows.values() if row.ended_s is None]
+                self._say(self._sentence(running[-1]) if running else "starting …")
+
+    def _sentence(self, row: Row) -> str:
+        now_s = time.monotonic()
+        parts = [f"{row.state}:", row.message or "running"]
+        if row.total:
+            parts.append(f"{row.step:.0f}/{row.total:.0f} {row.unit}")
+        parts.append(f"({duration(row.seconds(now_s))}")
+        left = row.seconds_left(now_s)
+        parts[-1] += f", {duration(left)} left)" if left is not None else ")"
+        return " ".join(parts)
+
+    def render(self) -> RenderableType:
+        with self._lock:
+            now_s = time.monotonic()
+            table = Table.grid(padding=(0, 2))
+            for row in self.rows.values():
+                table.add_row(*self._cells(row, now_s))
+            return Group(table) if self.rows else Spinner("dots", "starting")
+
+    def _cells(self, row: Row, now_s: float) -> list[RenderableType]:
+        if row.ended_s is not None:
+            mark: RenderableType = Text("✗", "red") if row.failed else Text("✓", "green")
+        else:
+            mark = Spinner("dots")
+        running = row.ended_s is None and row.total > 0
+        bar: RenderableType = ProgressBar(total=row.total, completed=row.step, width=24) if running else ""
+        detail = f"{row.step:.0f}/{row.total:.0f} {row.unit}  {row.message}" if running else row.message
+        left = row.seconds_left(now_s)
+        times = duration(row.seconds(now_s)) + (f"  {duration(left)} left" if left is not None else "")
+        return [mark, Text(TITLES[row.state]), bar, Text(detail, "dim"), Text(times)]
+
+
+def duration(seconds: float) -> str:
+    """``8 s``, ``1 min 20 s``, ``2 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
