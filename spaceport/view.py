@@ -6,16 +6,11 @@ import functools
 import http.server
 import webbrowser
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     """Files of one folder, without a log line per request."""
-
-    extensions_map: ClassVar = {
-        **http.server.SimpleHTTPRequestHandler.extensions_map,
-        ".sog": "application/octet-stream",
-    }
 
     def log_message(self, format: str, *args: Any) -> None:
         return
