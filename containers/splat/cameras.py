@@ -1,0 +1,167 @@
+"""Cameras and the output of SfM: a reader of COLMAP's binary model (pinhole cameras only)."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+# COLMAP, src/colmap/sensor/models.h: model id -> (name, number of parameters)
+CAMERA_MODELS = {
+    0: ("SIMPLE_PINHOLE", 3),
+    1: ("PINHOLE", 4),
+    2: ("SIMPLE_RADIAL", 4),
+    3: ("RADIAL", 5),
+    4: ("OPENCV", 8),
+    5: ("OPENCV_FISHEYE", 8),
+    6: ("FULL_OPENCV", 12),
+}
+PINHOLE = 1
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One photo's camera. World to camera as in COLMAP: x right, y down, z forward; pixel centres lie at +0.5."""
+
+    name: str
+    width: int
+    height: int
+    K: Array  # [3, 3] pixels
+    world_to_camera: Array  # [4, 4]
+
+    def resized(self, width: int, height: int) -> View:
+        """The same camera for an image of another size."""
+        factors = np.array([width / self.width, height / self.height, 1.0])
+        return replace(self, width=width, height=height, K=factors[:, None] * self.K)
+
+    def fitted(self, long_side: int) -> View:
+        """The same camera, so small that its long side has at most ``long_side`` pixels (never larger than now)."""
+        factor = min(1.0, long_side / max(self.width, self.height))
+        return self.resized(max(1, round(self.width * factor)), max(1, round(self.height * factor)))
+
+    @property
+    def center(self) -> Array:
+        """[3] the camera centre in the scene frame."""
+        return -self.world_to_camera[:3, :3].T @ self.world_to_camera[:3, 3]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What SfM hands over: registered photos, sorted by name, and the sparse points."""
+
+    folder: Path
+    views: list[View]
+    points_xyz: Array  # [P, 3]
+    points_rgb: NDArray[np.uint8]  # [P, 3]
+
+    def photo_path(self, view: View) -> Path:
+        return self.folder / "images" / view.name
+
+
+def read_scene(sfm_dir: str | Path) -> Scene:
+    """Read ``sparse/{cameras,images,points3D}.bin`` below ``sfm_dir``.
+
+    Raises FileNotFoundError for a missing file and ValueError (naming file and camera) for a distorted camera or a
+    damaged file. Layout: COLMAP documentation, "Output Format, Binary File Format".
+    """
+    folder = Path(sfm_dir)
+    sparse = folder / "sparse"
+    cameras = _read_cameras(sparse / "cameras.bin")
+    views = sorted(_read_images(sparse / "images.bin", cameras), key=lambda view: view.name)
+    xyz, rgb = _read_points(sparse / "points3D.bin")
+    return Scene(folder, views, xyz, rgb)
+
+
+class _Reader:
+    """Little-endian values from one file, with errors that name it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data = path.read_bytes()
+        self.at = 0
+
+    def take(self, layout: str) -> tuple:
+        try:
+            values = struct.unpack_from("<" + layout, self.data, self.at)
+        except struct.error as error:
+            raise ValueError(
+                f"{self.path} ends early at byte {len(self.data)}: the file is damaged; run SfM again"
+            ) from error
+        self.at += struct.calcsize("<" + layout)
+        return values
+
+    def text(self) -> str:
+        end = self.data.find(b"\0", self.at)
+        if end < 0:
+            raise ValueError(f"{self.path} ends inside a name: the file is damaged; run SfM again")
+        value = self.data[self.at : end].decode("utf-8")
+        self.at = end + 1
+        return value
+
+
+def _read_cameras(path: Path) -> dict[int, tuple[int, int, Array]]:
+    """Camera id -> (width, height, K)."""
+    reader = _Reader(path)
+    cameras = {}
+    (count,) = reader.take("Q")
+    for _ in range(count):
+        camera_id, model, width, height = reader.take("iiQQ")
+        name, _parameters = CAMERA_MODELS.get(model, (f"number {model}", 0))
+        if model != PINHOLE:
+            raise ValueError(
+                f"{path}: camera {camera_id} has the model {name}, but only PINHOLE can be trained; undistort the photos first"
+            )
+        fx, fy, cx, cy = reader.take("4d")
+        cameras[camera_id] = (width, height, np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64))
+    return cameras
+
+
+def _read_images(path: Path, cameras: dict[int, tuple[int, int, Array]]) -> list[View]:
+    reader = _Reader(path)
+    views = []
+    (count,) = reader.take("Q")
+    for _ in range(count):
+        _image_id, qw, qx, qy, qz, tx, ty, tz, camera_id = reader.take("I7dI")
+        name = reader.text()
+        (points,) = reader.take("Q")
+        reader.at += points * struct.calcsize("<ddQ")
+        if reader.at > len(reader.data) or camera_id not in cameras:
+            raise ValueError(f"{path}: photo {name} is damaged or has no camera; run SfM again")
+        pose = np.eye(4)
+        pose[:3, :3] = rotation_matrix(np.array([qw, qx, qy, qz]))
+        pose[:3, 3] = tx, ty, tz
+        width, height, K = cameras[camera_id]
+        views.append(View(name, width, height, K, pose))
+    return views
+
+
+def _read_points(path: Path) -> tuple[Array, NDArray[np.uint8]]:
+    reader = _Reader(path)
+    (count,) = reader.take("Q")
+    if count * struct.calcsize("<Q3d3BdQ") > len(reader.data):
+        raise ValueError(f"{path} is too short for {count} points: the file is damaged; run SfM again")
+    xyz = np.empty((count, 3), np.float64)
+    rgb = np.empty((count, 3), np.uint8)
+    for i in range(count):
+        values = reader.take("Q3d3BdQ")
+        xyz[i] = values[1:4]
+        rgb[i] = values[4:7]
+        reader.at += values[8] * struct.calcsize("<ii")
+    return xyz, rgb
+
+
+def rotation_matrix(quat_wxyz: Array) -> Array:
+    """[3, 3] rotation of a quaternion (w, x, y, z), which need not be normalised."""
+    w, x, y, z = quat_wxyz / np.linalg.norm(quat_wxyz)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
