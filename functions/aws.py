@@ -1,0 +1,92 @@
+"""Everything the handlers touch outside themselves: AWS clients, the clock and new identifiers.
+
+This is the one seam: tests and the simulator replace what is here (`reset()` forgets the cached clients, `now` and
+`new_ulid` are looked up at each call), and no other module calls boto3 or reads the clock.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+from ulid import ULID
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb.service_resource import Table
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_sagemaker import SageMakerClient
+    from mypy_boto3_sesv2 import SESV2Client
+    from mypy_boto3_sns import SNSClient
+    from mypy_boto3_stepfunctions import SFNClient
+
+S3_THREADS = 32
+# Worst case of a call (3 tries of 25 s) stays well below the two minutes for which a message is claimed (jobs.py).
+CONFIG = Config(
+    connect_timeout=5,
+    read_timeout=20,
+    max_pool_connections=S3_THREADS,
+    retries={"mode": "standard", "total_max_attempts": 3},
+)
+
+
+def now() -> float:
+    """Seconds since the epoch."""
+    return time.time()
+
+
+def new_ulid() -> str:
+    """26 characters that sort by time and cannot be guessed (80 random bits)."""
+    return str(ULID())
+
+
+def timestamp(epoch_s: float | None = None) -> str:
+    """ISO 8601 in UTC with milliseconds, of fixed width: the order of such texts is the order of time."""
+    moment = datetime.fromtimestamp(now() if epoch_s is None else epoch_s, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def epoch_s(iso_time: str) -> float:
+    """Seconds since the epoch of an ISO 8601 time; without an offset it is UTC. Raises ValueError for other text."""
+    moment = datetime.fromisoformat(iso_time)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+@cache
+def s3() -> S3Client:
+    return boto3.client("s3", config=CONFIG)
+
+
+@cache
+def sagemaker() -> SageMakerClient:
+    return boto3.client("sagemaker", config=CONFIG)
+
+
+@cache
+def stepfunctions() -> SFNClient:
+    return boto3.client("stepfunctions", config=CONFIG)
+
+
+@cache
+def sns() -> SNSClient:
+    return boto3.client("sns", config=CONFIG)
+
+
+@cache
+def sesv2() -> SESV2Client:
+    return boto3.client("sesv2", config=CONFIG)
+
+
+@cache
+def table(name: str) -> Table:
+    return boto3.resource("dynamodb", config=CONFIG).Table(name)
+
+
+def reset() -> None:
+    """Forget the cached clients, so that the next call makes them for the present environment."""
+    cached: tuple[Any, ...] = (s3, sagemaker, stepfunctions, sns, sesv2, table)
+    for maker in cached:
+        maker.cache_clear()
