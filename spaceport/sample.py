@@ -40,7 +40,7 @@ def render_sample(
     The photos carry EXIF as a drone writes it: focal length, date, and a GPS position with a decimetre of noise. ``truth.json`` is
     not a photo, so the pipeline passes it by: ``{"cameras": [{name, width, height, fx, fy, cx, cy, world_to_camera}], "origin",
     "scene_radius_m", "frame"}``, poses 4x4, world in ENU metres, camera x right, y down, z forward, pixel centres at +0.5.
-    The first run compiles the ray caster (about a minute) and caches it. Raises ValueError for sizes that make no photo set.
+    The first run compiles the ray caster (half a minute) and caches it. Raises ValueError for sizes that make no photo set.
     """
     if photos < 3 or min(width_px, height_px) < 64:
         raise ValueError(f"a sample needs at least 3 photos of 64 px, not {photos} of {width_px}x{height_px}")

@@ -39,7 +39,8 @@ class World(NamedTuple):
     heights: Array  # [G, G] metres, row = north
     half_m: float
     highest_m: float
-    steepest: float  # slope of the terrain; bounds the steps along a ray
+    steepest: float  # slope of the terrain anywhere
+    slopes: Array  # [C, C] steepest slope of each cell of the terrain and the eight around it
     sun: Array  # [3] towards the sun
     sun_axes: Array  # [2, 3] axes of the shadow map
     sun_half_m: float
@@ -57,7 +58,7 @@ def hash01(ix: int, iy: int, iz: int, seed: int) -> float:
 @njit(cache=True, fastmath=True)
 def noise2(x: float, y: float, seed: int) -> float:
     """Value noise in -1..1 with unit lattice."""
-    ix, iy = int(math.floor(x)), int(math.floor(y))
+    ix, iy = math.floor(x), math.floor(y)
     fx, fy = x - ix, y - iy
     fx, fy = fx * fx * (3 - 2 * fx), fy * fy * (3 - 2 * fy)
     a = hash01(ix, iy, 0, seed) * (1 - fx) + hash01(ix + 1, iy, 0, seed) * fx
@@ -68,7 +69,7 @@ def noise2(x: float, y: float, seed: int) -> float:
 @njit(cache=True, fastmath=True)
 def noise3(x: float, y: float, z: float, seed: int) -> float:
     """Value noise in -1..1 with unit lattice."""
-    ix, iy, iz = int(math.floor(x)), int(math.floor(y)), int(math.floor(z))
+    ix, iy, iz = math.floor(x), math.floor(y), math.floor(z)
     fx, fy, fz = x - ix, y - iy, z - iz
     fx, fy, fz = fx * fx * (3 - 2 * fx), fy * fy * (3 - 2 * fy), fz * fz * (3 - 2 * fz)
     total = 0.0
@@ -121,25 +122,60 @@ def ground_height(heights: Array, half_m: float, x: float, y: float) -> float:
 
 
 @njit(cache=True, fastmath=True)
-def hit_ground(world: World, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float, limit: float) -> float:
-    """Distance along the ray to the terrain, or ``limit``. Steps are bounded by the steepest slope, so none goes through."""
-    t = 0.0
-    if dz < -1e-6 and oz > world.highest_m:
-        t = (world.highest_m - oz) / dz
-    rate = world.steepest * math.sqrt(dx * dx + dy * dy) - dz
-    if rate <= 1e-6:
-        return limit
-    for _ in range(256):
-        if t >= limit:
+def hit_ground(
+    heights: Array,
+    half_m: float,
+    highest_m: float,
+    slopes: Array,
+    ox: float,
+    oy: float,
+    oz: float,
+    dx: float,
+    dy: float,
+    dz: float,
+    start: float,
+    limit: float,
+) -> float:
+    """Distance along the ray to the terrain, or ``limit``; nothing is hit before ``start``.
+
+    A step is bounded by the steepest slope around (``slopes`` [C, C], valid one cell further), so none goes through; the last decimetre is solved on the tangent plane.
+    """
+    t = start
+    if dz < -1e-6 and oz + t * dz > highest_m:
+        t = (highest_m - oz) / dz
+    across = math.sqrt(dx * dx + dy * dy)
+    cell_m = 2 * half_m / slopes.shape[0]
+    for _ in range(200):
+        if t >= limit or (dz >= 0 and oz + t * dz > highest_m):
             return limit
+        above = oz + t * dz - ground_height(heights, half_m, ox + t * dx, oy + t * dy)
+        if above < 0.12:
+            break
+        i = min(max(int((ox + t * dx + half_m) / cell_m), 0), slopes.shape[0] - 1)
+        j = min(max(int((oy + t * dy + half_m) / cell_m), 0), slopes.shape[0] - 1)
+        t += min(above / max(slopes[j, i] * across - dz, 1e-6), cell_m / max(across, 1e-6))
+    for _ in range(2):
         x, y = ox + t * dx, oy + t * dy
-        above = oz + t * dz - ground_height(world.heights, world.half_m, x, y)
-        if above < 0.004:
-            return t
-        t += max(above / rate, 0.003)
-        if dz >= 0 and oz + t * dz > world.highest_m:
-            return limit
+        ground = ground_height(heights, half_m, x, y)
+        slope = (ground_height(heights, half_m, x + 0.1 * dx, y + 0.1 * dy) - ground) / 0.1
+        t += min(max((oz + t * dz - ground) / max(slope - dz, 0.05), -0.3), 0.6)
     return min(t, limit)
+
+
+@njit(cache=True, fastmath=True)
+def clear_distance(
+    world: World, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float, spread: float
+) -> float:
+    """How far a whole cone of rays gets without meeting the ground; ``spread`` is its half angle in radians."""
+    rate = world.steepest * math.sqrt(dx * dx + dy * dy) - dz
+    widen = (1.0 + world.steepest) * spread
+    t = 0.0
+    while t < MAX_DISTANCE_M and rate + widen > 1e-6:
+        free = oz + t * dz - ground_height(world.heights, world.half_m, ox + t * dx, oy + t * dy) - widen * t
+        if free < 0.1:
+            break
+        t += free / (rate + widen)
+    return t
 
 
 @njit(cache=True, fastmath=True)
@@ -150,12 +186,23 @@ def leaf_gap(x: float, y: float, z: float, seed: int) -> bool:
 
 @njit(cache=True, fastmath=True)
 def hit_ellipsoid(
-    world: World, p: int, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float, limit: float
+    centre: Array,
+    radii: Array,
+    material: Array,
+    seeds: Array,
+    p: int,
+    ox: float,
+    oy: float,
+    oz: float,
+    dx: float,
+    dy: float,
+    dz: float,
+    limit: float,
 ) -> tuple[float, int]:
     """Distance to the ellipsoid and 0 (full) or 1 (its leafy shell); leaves have gaps in the shell over a full core."""
-    rx, ry, rz = world.radii[p, 0], world.radii[p, 1], world.radii[p, 2]
+    rx, ry, rz = radii[p, 0], radii[p, 1], radii[p, 2]
     ax, ay, az = dx / rx, dy / ry, dz / rz
-    bx, by, bz = (ox - world.centre[p, 0]) / rx, (oy - world.centre[p, 1]) / ry, (oz - world.centre[p, 2]) / rz
+    bx, by, bz = (ox - centre[p, 0]) / rx, (oy - centre[p, 1]) / ry, (oz - centre[p, 2]) / rz
     a = ax * ax + ay * ay + az * az
     b = ax * bx + ay * by + az * bz
     c = bx * bx + by * by + bz * bz
@@ -166,9 +213,9 @@ def hit_ellipsoid(
     near, far = (-b - root) / a, (-b + root) / a
     if far <= 0 or near >= limit:
         return limit, 0
-    if world.material[p, 0] != LEAVES:
+    if material[p, 0] != LEAVES:
         return (near if near > 0 else limit), 0
-    seed = world.seed[p]
+    seed = seeds[p]
     if near > 0 and not leaf_gap(ox + near * dx, oy + near * dy, oz + near * dz, seed):
         return near, 1
     core = 0.82 * 0.82
@@ -183,12 +230,21 @@ def hit_ellipsoid(
 
 @njit(cache=True, fastmath=True)
 def hit_polytope(
-    world: World, p: int, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float, limit: float
+    planes: Array,
+    plane_count: Array,
+    p: int,
+    ox: float,
+    oy: float,
+    oz: float,
+    dx: float,
+    dy: float,
+    dz: float,
+    limit: float,
 ) -> tuple[float, int]:
     """Distance to the convex polytope and the face hit, or ``limit``."""
     enter, leave, face = 0.0, limit, -1
-    for k in range(world.plane_count[p]):
-        nx, ny, nz, offset = world.planes[p, k]
+    for k in range(plane_count[p]):
+        nx, ny, nz, offset = planes[p, k]
         speed = nx * dx + ny * dy + nz * dz
         room = offset - (nx * ox + ny * oy + nz * oz)
         if speed < -1e-9:
@@ -206,9 +262,9 @@ def hit_polytope(
 
 @njit(cache=True, fastmath=True)
 def trace(
-    world: World, solids: Array, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float
+    world: World, solids: Array, ox: float, oy: float, oz: float, dx: float, dy: float, dz: float, start: float
 ) -> tuple[float, int, int]:
-    """First surface along a ray: (distance, solid or -1 for ground or -2 for sky, face)."""
+    """First surface along a ray: (distance, solid or -1 for ground or -2 for sky, face); no ground before ``start``."""
     best, hit, hit_face = MAX_DISTANCE_M, -2, 0
     for p in solids:
         cx, cy, cz = world.bound_centre[p, 0] - ox, world.bound_centre[p, 1] - oy, world.bound_centre[p, 2] - oz
@@ -217,12 +273,14 @@ def trace(
         if cx * cx + cy * cy + cz * cz - along * along > r * r or along - r > best:
             continue
         if world.kind[p] == ELLIPSOID:
-            t, face = hit_ellipsoid(world, p, ox, oy, oz, dx, dy, dz, best)
+            t, face = hit_ellipsoid(
+                world.centre, world.radii, world.material, world.seed, p, ox, oy, oz, dx, dy, dz, best
+            )
         else:
-            t, face = hit_polytope(world, p, ox, oy, oz, dx, dy, dz, best)
+            t, face = hit_polytope(world.planes, world.plane_count, p, ox, oy, oz, dx, dy, dz, best)
         if t < best:
             best, hit, hit_face = t, p, face
-    t = hit_ground(world, ox, oy, oz, dx, dy, dz, best)
+    t = hit_ground(world.heights, world.half_m, world.highest_m, world.slopes, ox, oy, oz, dx, dy, dz, start, best)
     if t < best:
         best, hit = t, -1
     return best, hit, hit_face
@@ -237,7 +295,7 @@ def sunlight(world: World, x: float, y: float, z: float) -> float:
     depth = MAX_DISTANCE_M / 2 - (x * world.sun[0] + y * world.sun[1] + z * world.sun[2])
     u = (a + world.sun_half_m) / (2 * world.sun_half_m) * n - 0.5
     v = (b + world.sun_half_m) / (2 * world.sun_half_m) * n - 0.5
-    i, j = int(math.floor(u)), int(math.floor(v))
+    i, j = math.floor(u), math.floor(v)
     if i < 0 or j < 0 or i >= n - 1 or j >= n - 1:
         return 1.0
     fu, fv = u - i, v - j
@@ -264,7 +322,7 @@ def render_sun_depth(world: World, starts: Array, solids: Array, out: Array) -> 
                 ox = a * world.sun_axes[0, 0] + b * world.sun_axes[1, 0] + reach * world.sun[0]
                 oy = a * world.sun_axes[0, 1] + b * world.sun_axes[1, 1] + reach * world.sun[1]
                 oz = a * world.sun_axes[0, 2] + b * world.sun_axes[1, 2] + reach * world.sun[2]
-                out[j, i] = trace(world, own, ox, oy, oz, -world.sun[0], -world.sun[1], -world.sun[2])[0]
+                out[j, i] = trace(world, own, ox, oy, oz, -world.sun[0], -world.sun[1], -world.sun[2], 0.0)[0]
 
 
 @njit(cache=True, fastmath=True)
@@ -272,20 +330,20 @@ def wall_pattern(material: int, u: float, v: float, half: float, height: float, 
     """Brightness of a roof or wall at (u, v) metres on its face, about 0.2..1.4; ``px`` is the footprint of a pixel in metres."""
     stain = 1.0 + 0.22 * fractal2(u, v, 3.0, px, 0.7, seed)
     if material == TILES:
-        row = int(math.floor(v / 0.32))
+        row = math.floor(v / 0.32)
         column = u / 0.27 + 0.5 * (row & 1)
-        cell = int(math.floor(column))
+        cell = math.floor(column)
         edge = v / 0.32 - row
         shade = 0.62 + 0.75 * hash01(cell, row, 1, seed)
         return shade * stain * (0.6 if edge < 0.16 else 1.0) * (0.75 if column - cell < 0.1 else 1.0)
     if material == PLANKS:
-        board = int(math.floor(u / 0.22))
+        board = math.floor(u / 0.22)
         joint = u / 0.22 - board
-        shade = 0.6 + 0.7 * hash01(board, int(math.floor(v / 2.6 + hash01(board, 0, 2, seed))), 1, seed)
+        shade = 0.6 + 0.7 * hash01(board, math.floor(v / 2.6 + hash01(board, 0, 2, seed)), 1, seed)
         return shade * stain * (0.45 if joint < 0.12 else 1.0) * (1 + 0.2 * noise2(u * 30, v * 1.5, seed))
-    row = int(math.floor(v / 0.38))
+    row = math.floor(v / 0.38)
     column = u / 0.62 + 0.5 * hash01(0, row, 3, seed)
-    cell = int(math.floor(column))
+    cell = math.floor(column)
     mortar = v / 0.38 - row < 0.13 or column - cell < 0.07
     shade = 0.55 + 0.75 * hash01(cell, row, 1, seed)
     if material == PLASTER:
@@ -335,7 +393,7 @@ def shade_solid(world: World, p: int, face: int, x: float, y: float, z: float, p
             tone *= 1.15 if face == 1 else 0.55
             occlusion *= 0.75 + 0.25 * min(1.0, max(-1.0, (z - world.centre[p, 2]) / world.radii[p, 2]))
         else:
-            tone = 1.0 + 0.5 * fractal3(x, y, z, 0.8, px, 0.85, seed)
+            tone = 1.0 + 0.9 * fractal3(x, y, z, 0.5, px, 0.95, seed)
             warm = 1.0
             moss = noise3(x * 1.3, y * 1.3, z * 1.3, seed + 7)
             if moss > 0.25 and nz > 0:
@@ -356,7 +414,7 @@ def shade_solid(world: World, p: int, face: int, x: float, y: float, z: float, p
             red, green, blue = 0.62, 0.60, 0.55
             tone = 1.0 + 0.15 * fractal2(u, v, 0.4, px, 0.8, seed)
         elif hole == 2:
-            tone = 0.6 + 0.7 * hash01(int(math.floor(u / 2.3 + 0.5)), int(v / 2.8), 11, seed + face)
+            tone = 0.6 + 0.7 * hash01(math.floor(u / 2.3 + 0.5), int(v / 2.8), 11, seed + face)
             red, green, blue = 0.05, 0.07, 0.09
         elif hole == 3:
             red, green, blue = 0.20, 0.10, 0.05
@@ -402,6 +460,16 @@ def ground_colour(maps: tuple[Array, ...], half_m: float, x: float, y: float, px
     return 3 * red, 3 * green, 3 * blue
 
 
+@njit(cache=True, fastmath=True)
+def turned(camera_to_world: Array, a: float, b: float) -> tuple[float, float, float]:
+    """Unit direction in the world of the ray through (a, b) on the image plane at depth 1."""
+    scale = 1.0 / math.sqrt(a * a + b * b + 1.0)
+    dx = (camera_to_world[0, 0] * a + camera_to_world[0, 1] * b + camera_to_world[0, 2]) * scale
+    dy = (camera_to_world[1, 0] * a + camera_to_world[1, 1] * b + camera_to_world[1, 2]) * scale
+    dz = (camera_to_world[2, 0] * a + camera_to_world[2, 1] * b + camera_to_world[2, 2]) * scale
+    return dx, dy, dz
+
+
 @njit(cache=True, parallel=True, fastmath=True)
 def render_photo(
     world: World,
@@ -421,6 +489,10 @@ def render_photo(
     ox, oy, oz = camera_to_world[0, 3], camera_to_world[1, 3], camera_to_world[2, 3]
     for tile in prange(rows * columns):
         own = solids[starts[tile] : starts[tile + 1]]
+        a = ((tile % columns + 0.5) * TILE_PX - 0.5 * width) / focal_px
+        b = ((tile // columns + 0.5) * TILE_PX - 0.5 * height) / focal_px
+        dx, dy, dz = turned(camera_to_world, a, b)
+        start = clear_distance(world, ox, oy, oz, dx, dy, dz, 0.71 * TILE_PX / focal_px)
         for j in range(tile // columns * TILE_PX, min(height, (tile // columns + 1) * TILE_PX)):
             for i in range(tile % columns * TILE_PX, min(width, (tile % columns + 1) * TILE_PX)):
                 red, green, blue = 0.0, 0.0, 0.0
@@ -428,10 +500,8 @@ def render_photo(
                     a = (i + 0.25 + 0.5 * (sample & 1) - 0.5 * width) / focal_px
                     b = (j + 0.25 + 0.5 * (sample >> 1) - 0.5 * height) / focal_px
                     scale = 1.0 / math.sqrt(a * a + b * b + 1.0)
-                    dx = (camera_to_world[0, 0] * a + camera_to_world[0, 1] * b + camera_to_world[0, 2]) * scale
-                    dy = (camera_to_world[1, 0] * a + camera_to_world[1, 1] * b + camera_to_world[1, 2]) * scale
-                    dz = (camera_to_world[2, 0] * a + camera_to_world[2, 1] * b + camera_to_world[2, 2]) * scale
-                    t, hit, face = trace(world, own, ox, oy, oz, dx, dy, dz)
+                    dx, dy, dz = turned(camera_to_world, a, b)
+                    t, hit, face = trace(world, own, ox, oy, oz, dx, dy, dz, start)
                     x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
                     px = 0.6 * t * scale / focal_px
                     if hit >= 0:
@@ -485,7 +555,7 @@ def perspective_tiles(
     boxes[c[:, 2] + r <= 0] = (1, 0, 1, 0)
     inside = (c[:, 2] - r <= 0.05) & (c[:, 2] + r > 0)
     boxes[inside] = (0, columns - 1, 0, rows - 1)
-    return tile_lists(boxes, columns, rows)  # type: ignore[no-any-return]
+    return tile_lists(boxes, columns, rows)
 
 
 def sun_tiles(world: World) -> tuple[Array, Array]:
@@ -497,7 +567,7 @@ def sun_tiles(world: World) -> tuple[Array, Array]:
     high = (plane + world.bound_radius[:, None] + world.sun_half_m) * pixels_per_m / TILE_PX
     boxes = np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], 1)
     tiles = -(-n // TILE_PX)
-    return tile_lists(np.floor(np.clip(boxes, -1, tiles)).astype(np.int64), tiles, tiles)  # type: ignore[no-any-return]
+    return tile_lists(np.floor(np.clip(boxes, -1, tiles)).astype(np.int64), tiles, tiles)
 
 
 def develop(linear: Array, noise: Array) -> Array:

@@ -89,7 +89,7 @@ def build_scene(seed: int) -> Scene:
     fields = np.array(FIELDS)
     yards = np.array([(x, y, 0.5 * length) for x, y, _, length, *_ in HOUSES])
     maps = []
-    for size, half in ((4096, INNER_HALF_M), (2048, HALF_M)):
+    for size, half in ((3072, INNER_HALF_M), (2048, HALF_M)):
         texels = np.empty((size, size, 3), np.uint8)
         paint_ground(world, shade, segments, fields, yards, half, seed, texels)
         maps.append(pyramid(texels))
@@ -126,10 +126,14 @@ def terrain_heights(seed: int) -> Array:
     return heights
 
 
-def steepest_slope(heights: Array) -> float:
-    """Largest slope of the bilinear surface over ``heights`` [G, G] (rise over run)."""
-    east, north = np.abs(np.diff(heights, axis=1)).max(), np.abs(np.diff(heights, axis=0)).max()
-    return float(math.hypot(east, north) * (len(heights) - 1) / (2 * HALF_M))
+def local_slopes(heights: Array) -> Array:
+    """[32, 32] steepest slope (rise over run) of the bilinear surface ``heights`` [1024, 1024] in each cell and its neighbours."""
+    east = np.abs(np.diff(heights, axis=1, append=heights[:, -1:]))
+    north = np.abs(np.diff(heights, axis=0, append=heights[-1:]))
+    spacing_m = 2 * HALF_M / (len(heights) - 1)
+    cells = [d.reshape(32, 32, 32, 32).max((1, 3)) for d in (east, north)]
+    padded = np.pad(np.hypot(*cells) / spacing_m * 1.02, 1, mode="edge")
+    return np.max([padded[j : j + 32, i : i + 32] for j in range(3) for i in range(3)], axis=0)  # type: ignore[no-any-return]
 
 
 class Solids:
@@ -220,6 +224,7 @@ class Solids:
         bound = np.array([row["bound"] for row in self.rows], float)
         sun = SUN / np.linalg.norm(SUN)
         across = np.cross(sun, [0, 0, 1])
+        slopes = local_slopes(self.heights)
         across /= np.linalg.norm(across)
         return World(
             kind=np.array([row["kind"] for row in self.rows]),
@@ -237,7 +242,8 @@ class Solids:
             heights=self.heights,
             half_m=HALF_M,
             highest_m=float(self.heights.max()) + 0.01,
-            steepest=steepest_slope(self.heights),
+            steepest=float(slopes.max()),
+            slopes=slopes,
             sun=sun,
             sun_axes=np.stack([across, np.cross(sun, across)]),
             sun_half_m=SUN_HALF_M,
@@ -419,7 +425,7 @@ def add_rocks(solids: Solids, rng: np.random.Generator) -> None:
         x, y = r * math.cos(angle), r * math.sin(angle)
         if not free_ground(x, y, 0.8):
             continue
-        size = rng.uniform(0.3, 1.0)
+        size = rng.uniform(0.25, 0.75)
         tone = rng.uniform(0.75, 1.15)
         radii = (size * rng.uniform(0.8, 1.4), size * rng.uniform(0.8, 1.4), size * rng.uniform(0.6, 0.9))
         height = solids.ground(x, y) + 0.15 * size
@@ -469,7 +475,7 @@ def ground_albedo(
     dry = min(max(0.45 + 0.75 * broad + 0.35 * fine, 0.0), 1.0)
     tone = 1.0 + 0.55 * fine
     red, green, blue = (0.11 + 0.19 * dry) * tone, (0.19 + 0.09 * dry) * tone, (0.05 + 0.05 * dry) * tone
-    cell_x, cell_y = int(math.floor(x / 0.35)), int(math.floor(y / 0.35))
+    cell_x, cell_y = math.floor(x / 0.35), math.floor(y / 0.35)
     pick = hash01(cell_x, cell_y, 5, seed)
     if pick > 0.93:  # a flower or a pale stone, at a random place of its cell
         fx = (cell_x + 0.2 + 0.6 * hash01(cell_x, cell_y, 6, seed)) * 0.35
@@ -490,7 +496,7 @@ def ground_albedo(
             red, green, blue = 0.20 * soil, 0.135 * soil, 0.085 * soil
             row = v / 0.9 + 0.10 * fine
             plant = abs(row - math.floor(row) - 0.5) * 2
-            tuft = hash01(int(math.floor(row)), int(math.floor(u / 0.4)), 9 + k, seed)
+            tuft = hash01(math.floor(row), math.floor(u / 0.4), 9 + k, seed)
             if plant < 0.55 and tuft > 0.25 and k != 1:
                 red, green, blue = (0.10 + 0.12 * tuft) * soil, 0.26 * soil, 0.06 * soil
             elif k == 1:
@@ -501,9 +507,9 @@ def ground_albedo(
         yard = min(yard, math.sqrt((x - yards[k, 0]) ** 2 + (y - yards[k, 1]) ** 2) - yards[k, 2])
     green_edge = math.sqrt(x * x + y * y) - 4.5
     if min(yard - 1.2, green_edge) + 1.3 * broad + 0.5 * fine < 0:
-        row = int(math.floor(y / 0.42))
+        row = math.floor(y / 0.42)
         column = x / 0.46 + 0.5 * (row & 1)
-        cell = int(math.floor(column))
+        cell = math.floor(column)
         stone = 0.65 + 0.6 * hash01(cell, row, 12, seed)
         gap = y / 0.42 - row < 0.14 or column - cell < 0.13
         stone *= (0.5 if gap else 1.0) * (1 + 0.3 * fine)
@@ -511,7 +517,7 @@ def ground_albedo(
     lane = path_distance(segments, x, y) + 0.5 * fine
     if lane < 1.7:
         rut = 0.8 if abs(lane - 0.75) < 0.22 else 1.05
-        pebble = 0.8 + 0.45 * hash01(int(math.floor(x / 0.11)), int(math.floor(y / 0.11)), 13, seed)
+        pebble = 0.8 + 0.45 * hash01(math.floor(x / 0.11), math.floor(y / 0.11), 13, seed)
         sand = rut * pebble * (1 + 0.3 * fine)
         red, green, blue = 0.42 * sand, 0.33 * sand, 0.22 * sand
     return max(red, 0.01), max(green, 0.01), max(blue, 0.01)
@@ -539,8 +545,8 @@ def paint_ground(
             length = math.sqrt(sx * sx + sy * sy + 1)
             cosine = (world.sun[2] - sx * world.sun[0] - sy * world.sun[1]) / length
             open_sky = shade[
-                int(round((y + world.half_m) / (2 * world.half_m) * last)),
-                int(round((x + world.half_m) / (2 * world.half_m) * last)),
+                round((y + world.half_m) / (2 * world.half_m) * last),
+                round((x + world.half_m) / (2 * world.half_m) * last),
             ]
             sun = max(0.0, cosine) * sunlight(world, x, y, z + 0.1) * 2.5
             sky = 0.8 * open_sky * (0.55 + 0.45 / length)
