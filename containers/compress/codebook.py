@@ -1,4 +1,4 @@
-"""Small tables that stand for many numbers: optimal one-dimensional codebooks and the palette of spherical harmonics."""
+"""Small tables that stand for many numbers: one-dimensional codebooks and the palette of spherical harmonics."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def optimal_starts(centers: NDArray[np.float64], mass: NDArray[np.float64], entr
 
 @njit(cache=False)  # type: ignore[misc, unused-ignore]
 def _optimal_starts(total: NDArray, first: NDArray, entries: int) -> NDArray:  # pragma: no cover - compiled
-    """Minimise the sum of -(sum w x)^2 / (sum w) over clusters; the best split moves one way, so halves are searched."""
+    """Minimise the sum of -(sum w x)^2 / (sum w); the best split only moves one way, so halves are searched."""
     n = len(total) - 1
     cost = np.empty(n + 1)
     cost[0] = 0.0
@@ -114,7 +114,7 @@ def palette_size(count: int) -> int:
 def fit_palette(
     rows: NDArray[np.float32], weights: NDArray[np.float64], entries: int, seed: int
 ) -> NDArray[np.float32]:
-    """[entries, D] centroids of weighted k-means over ``rows`` [N, D], ordered along their first principal component."""
+    """[entries, D] centroids of weighted k-means over ``rows`` [N, D], ordered along their principal component."""
     kmeans = faiss.Kmeans(
         rows.shape[1],
         entries,

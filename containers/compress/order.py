@@ -56,7 +56,7 @@ def quat_multiply(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[n
 
 
 def cube_rotations() -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
-    """The 24 rotations that map the axes onto each other: (quaternion wxyz [4], axis that each new axis comes from [3])."""
+    """The 24 rotations that map axes onto axes: (quaternion wxyz [4], axis that each new axis comes from [3])."""
     found = []
     for axes, signs in product(permutations(range(3)), product((1.0, -1.0), repeat=3)):
         matrix = np.zeros((3, 3))
@@ -83,7 +83,7 @@ def quat_from_matrix(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 def canonical_axes(quats: NDArray[np.floating], log_scales: NDArray[np.floating]) -> tuple[NDArray, NDArray]:
     """Name the axes of each ellipsoid so that its rotation is the smallest of the 24 that describe the same ellipsoid.
 
-    [N, 4] wxyz and [N, 3] in and out. The covariance is unchanged: a Gaussian does not know which of its axes is the first.
+    [N, 4] wxyz and [N, 3] in and out. The covariance is unchanged: nothing tells which axis is first.
     The rotations then fill 1/24 of their space, which saves about 4.6 bits for each Gaussian.
     """
     unit = quats.astype(np.float64) / np.linalg.norm(quats, axis=1, keepdims=True)

@@ -22,6 +22,7 @@ from splat.model import Gaussians
 
 VERSION = 2
 PALETTE_COLUMNS = 64  # palette entries side by side in the centroids image
+Images = dict[str, NDArray[np.uint8]]  # file name -> [H, W, C]
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 SEED = 20_001
 
@@ -47,7 +48,7 @@ def encode_sog(scene: CleanScene, palette_entries: int | None = None) -> Encoded
     bands = gaussians.sh_degree
     quats, log_scales = canonical_axes(gaussians.quats, gaussians.log_scales)
 
-    images: dict[str, NDArray[np.uint8]] = {}
+    images: Images = {}
     meta: dict[str, object] = {"version": VERSION, "asset": {"generator": "Spaceport"}, "count": len(order)}
     meta["means"] = put_means(gaussians.means, images)
     meta["scales"] = put_scales(log_scales, weights, images)
@@ -73,7 +74,7 @@ def as_image(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.concatenate([rows, padding]).reshape(height, width, rows.shape[1])
 
 
-def put_means(means: NDArray[np.floating], images: dict[str, NDArray[np.uint8]]) -> dict[str, object]:
+def put_means(means: NDArray[np.floating], images: Images) -> dict[str, object]:
     """16 bits an axis of the log position between the smallest and the largest, rounded; low and high bytes apart."""
     values = log_position(means)
     low, high = values.min(axis=0), values.max(axis=0)
@@ -84,17 +85,15 @@ def put_means(means: NDArray[np.floating], images: dict[str, NDArray[np.uint8]])
     return {"mins": low.tolist(), "maxs": high.tolist(), "files": ["means_l.webp", "means_u.webp"]}
 
 
-def put_scales(
-    log_scales: NDArray, weights: NDArray[np.float64], images: dict[str, NDArray[np.uint8]]
-) -> dict[str, object]:
+def put_scales(log_scales: NDArray, weights: NDArray[np.float64], images: Images) -> dict[str, object]:
     """Indices into one codebook of ln(scale)."""
     codebook = fit_codebook(log_scales, np.repeat(color_weights(weights), 3))
     images["scales.webp"] = as_image(nearest(codebook, log_scales))
     return {"codebook": as_json(codebook), "files": ["scales.webp"]}
 
 
-def put_quats(quats: NDArray[np.float64], images: dict[str, NDArray[np.uint8]]) -> dict[str, object]:
-    """Smallest three of unit wxyz quaternions: three bytes, and 252 + the index of the dropped, largest, positive one."""
+def put_quats(quats: NDArray[np.float64], images: Images) -> dict[str, object]:
+    """Smallest three of unit wxyz quaternions: three bytes, and 252 + the index of the dropped (largest) one."""
     largest = np.abs(quats).argmax(axis=1)
     sign = np.where(np.take_along_axis(quats, largest[:, None], axis=1) < 0, -1.0, 1.0)
     others = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])[largest]
@@ -104,9 +103,7 @@ def put_quats(quats: NDArray[np.float64], images: dict[str, NDArray[np.uint8]]) 
     return {"files": ["quats.webp"]}
 
 
-def put_color(
-    gaussians: Gaussians, weights: NDArray[np.float64], images: dict[str, NDArray[np.uint8]]
-) -> dict[str, object]:
+def put_color(gaussians: Gaussians, weights: NDArray[np.float64], images: Images) -> dict[str, object]:
     """Indices into one codebook of f_dc, and the opacity (not its logit) in eight bits."""
     base = gaussians.sh[:, 0]
     codebook = fit_codebook(base, np.repeat(color_weights(weights), 3))
@@ -120,9 +117,9 @@ def put_harmonics(
     weights: NDArray[np.float64],
     bands: int,
     entries: int,
-    images: dict[str, NDArray[np.uint8]],
+    images: Images,
 ) -> dict[str, object]:
-    """A palette of whole sets of coefficients [entries, C, 3] in one codebook, and two bytes of palette index a Gaussian.
+    """A palette of whole sets of coefficients [entries, C, 3] in one codebook, and two bytes of index a Gaussian.
 
     Labels are chosen after the palette is rounded to the codebook, so that they know its rounding.
     """
@@ -162,7 +159,7 @@ def webp(image: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def pack(meta: dict[str, object], images: dict[str, NDArray[np.uint8]]) -> bytes:
+def pack(meta: dict[str, object], images: Images) -> bytes:
     """The ZIP: stored, fixed times and attributes, meta.json first, everything at the root."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:

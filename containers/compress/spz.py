@@ -79,7 +79,7 @@ def as_bytes(values: NDArray[np.floating]) -> bytes:
 
 
 def pack_rotations(quats: NDArray[np.floating]) -> NDArray[np.uint32]:
-    """[N] little-endian words: two bits for the largest of xyzw, then sign and nine bits of the other three in order."""
+    """[N] words: two bits for the largest of xyzw, then sign and nine bits of each of the other three, in order."""
     xyzw = quats[:, [1, 2, 3, 0]].astype(np.float64)
     xyzw /= np.linalg.norm(xyzw, axis=1, keepdims=True)
     largest = np.abs(xyzw).argmax(axis=1)

@@ -1,0 +1,151 @@
+"""report.html: report.json for people, in one file that loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from compress.evaluate import GATE_DB, PhotoQuality
+from compress.templates import environment
+
+PREVIEW_PAIRS = 3
+PREVIEW_LONG_SIDE = 900
+PLOT_WIDTH, PLOT_HEIGHT = 640, 260
+PLOT_MARGIN = {"left": 44, "right": 14, "top": 14, "bottom": 40}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A held-out photo and the render of the published scene, as data URIs."""
+
+    name: str
+    label: str
+    psnr: float
+    photo: str
+    render: str
+    width: int
+    height: int
+
+
+def write_report_page(
+    path: Path, report: dict[str, Any], curve: list[dict[str, Any]], heldout: list[PhotoQuality]
+) -> None:
+    """Write the page; ``curve`` is the one of metrics.json."""
+    html = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            pairs=choose_pairs(heldout),
+            curve=draw_curve(curve),
+            gate_db=GATE_DB,
+            duration=duration,
+            size=size,
+            money=money,
+            number=number,
+        )
+    )
+    path.write_text(html, encoding="utf-8")
+
+
+def choose_pairs(heldout: list[PhotoQuality]) -> list[Pair]:
+    """The best, the middle and the worst held-out photo, so that nothing is made to look better than it is."""
+    ranked = sorted(heldout, key=lambda photo: photo.psnr, reverse=True)
+    if len(ranked) <= PREVIEW_PAIRS:
+        chosen = [("", photo) for photo in ranked]
+    else:
+        chosen = [("best", ranked[0]), ("typical", ranked[len(ranked) // 2]), ("worst", ranked[-1])]
+    return [as_pair(label, photo) for label, photo in chosen]
+
+
+def as_pair(label: str, quality: PhotoQuality) -> Pair:
+    height, width = quality.photo.shape[:2]
+    factor = min(1.0, PREVIEW_LONG_SIDE / max(width, height))
+    size_px = (round(width * factor), round(height * factor))
+    photo, render = data_uri(quality.photo, size_px), data_uri(quality.render, size_px)
+    return Pair(quality.name, label, quality.psnr, photo, render, *size_px)
+
+
+def data_uri(image: NDArray[np.uint8], size_px: tuple[int, int]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).resize(size_px, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=82, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def draw_curve(curve: list[dict[str, Any]]) -> Markup | None:
+    """Inline SVG of held-out PSNR over iterations; None with fewer than two points."""
+    points = [(float(p["iteration"]), float(p["psnr"])) for p in curve if p.get("psnr") is not None]
+    points = [p for p in points if math.isfinite(p[1])]
+    if len(points) < 2:
+        return None
+    xs, ys = zip(*points, strict=True)
+    x_ticks, y_ticks = nice_ticks(0.0, max(xs), 5), nice_ticks(min(ys), max(ys), 4)
+    y_low, y_high = min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])
+
+    def x_of(value: float) -> float:
+        return PLOT_MARGIN["left"] + value / max(xs) * (PLOT_WIDTH - PLOT_MARGIN["left"] - PLOT_MARGIN["right"])
+
+    def y_of(value: float) -> float:
+        inner = PLOT_HEIGHT - PLOT_MARGIN["top"] - PLOT_MARGIN["bottom"]
+        return PLOT_MARGIN["top"] + (y_high - value) / (y_high - y_low) * inner
+
+    template = environment().get_template("curve.svg.j2")
+    return Markup(
+        template.render(
+            width=PLOT_WIDTH,
+            height=PLOT_HEIGHT,
+            left=PLOT_MARGIN["left"],
+            right=PLOT_WIDTH - PLOT_MARGIN["right"],
+            bottom=PLOT_HEIGHT - PLOT_MARGIN["bottom"],
+            x_ticks=[(x_of(t), number(t)) for t in x_ticks],
+            y_ticks=[(y_of(t), f"{t:g}") for t in y_ticks],
+            line=" ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points),
+            last=(x_of(xs[-1]), y_of(ys[-1])),
+            summary=f"PSNR on held-out photos from {ys[0]:.1f} to {ys[-1]:.1f} dB over {number(xs[-1])} iterations",
+        )
+    )
+
+
+def nice_ticks(low: float, high: float, wanted: int) -> list[float]:
+    """Round numbers, 1, 2 or 5 times a power of ten apart, from at or below ``low`` to at or below ``high``."""
+    raw = max(high - low, 1e-6) / wanted
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
+    first = math.floor(low / step)
+    return [round(k * step, 10) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def duration(seconds: float) -> str:
+    """42 s, 3 min 20 s, 1 h 05 min."""
+    total = round(seconds)
+    if total < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    return f"{total // 3600} h {total % 3600 // 60:02d} min"
+
+
+def size(count: float) -> str:
+    """Decimal units, as browsers and disks show them."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}" if count / factor < 100 else f"{count / factor:.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def money(usd: float) -> str:
+    return f"${usd:.2f}" if usd >= 0.1 or usd == 0 else f"${usd:.4f}"
+
+
+def number(value: float) -> str:
+    """Thousands apart by a thin space."""
+    return f"{value:,.0f}".replace(",", "\u202f")

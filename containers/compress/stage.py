@@ -1,0 +1,117 @@
+"""The compress stage from its inputs to its outputs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.clean import clean
+from compress.evaluate import draw, encode_to_quality, evaluate, heldout_views
+from compress.fetch_viewer import viewer_package
+from compress.page import write_page
+from compress.report import build_report, read_metrics, read_number, read_title
+from compress.report_page import write_report_page
+from compress.sog_decode import decode_sog
+from compress.sog_encode import encode_sog
+from compress.spz import decode_spz, encode_spz
+from compress.start_camera import choose_start_camera, viewer_settings
+from compress.verify import check_sog, check_spz, rows_in_clean
+from job import Job, StageError
+from job.contract import write_json_atomically
+from splat.cameras import Scene, read_scene
+from splat.images import save_photo
+from splat.model import Gaussians, read_ply
+
+POSTER_SIZE = (1280, 720)
+STEPS = (
+    "Reading the trained scene",
+    "Compressing",
+    "Writing SPZ",
+    "Drawing the poster",
+    "Comparing",
+    "Writing the report",
+)
+OUTPUTS = (
+    *("scene.sog", "scene.spz", "index.html", "index.js", "index.css", "page.js", "page.css", "LICENSE-viewer.txt"),
+    *("settings.json", "poster.jpg", "report.json", "report.html"),
+)
+
+
+def run(job: Job) -> None:
+    """Read ``sfm`` and ``train``, write the files of ``OUTPUTS``."""
+    started = time.monotonic()
+    sfm, train = job.input("sfm"), job.input("train")
+    viewer_package()  # before the work, not after it
+    for name in ("price_usd_per_hour", "spent_usd", "estimated_usd"):
+        read_number(job.options, name)
+    announce(job, 0)
+    metrics = read_metrics(train)
+    scene, original = read_inputs(sfm, train)
+    cleaned = clean(original)
+    job.log("cleaned", gaussians=len(cleaned.index), dropped=cleaned.dropped)
+
+    announce(job, 1)
+    encoded, decoded = encode_to_quality(cleaned, original, heldout_views(scene), job)
+    (job.output / "scene.sog").write_bytes(encoded.data)
+    published = cleaned.gaussians.select(rows_in_clean(cleaned, encoded.index))
+    check_sog(job.output / "scene.sog", published)
+
+    announce(job, 2)
+    (job.output / "scene.spz").write_bytes(encode_spz(published))
+    check_spz(job.output / "scene.spz", published)
+
+    announce(job, 3)
+    camera = choose_start_camera(scene)
+    save_photo(job.output / "poster.jpg", draw(decoded, camera.view(*POSTER_SIZE)), quality=85)
+    write_page(job.output, read_title(job.options), viewer_settings(camera))
+
+    announce(job, 4)
+    long_side = max(int(metrics["image_width"]), int(metrics["image_height"]))
+    quality = evaluate(decoded, original, scene, long_side, job)
+
+    announce(job, 5)
+    sizes = ((train / "scene.ply").stat().st_size, len(encoded.data))
+    report = build_report(job.options, sfm, train, time.monotonic() - started, sizes, quality)
+    write_json_atomically(job.output / "report.json", report)
+    write_report_page(job.output / "report.html", report, metrics["curve"], quality.heldout)
+    job.progress(len(STEPS), len(STEPS), "steps", "Done")
+
+
+def announce(job: Job, step: int) -> None:
+    job.check_stop()
+    job.progress(step, len(STEPS), "steps", STEPS[step])
+
+
+def read_inputs(sfm: Path, train: Path) -> tuple[Scene, Gaussians]:
+    """Raises StageError BAD_INPUT when a file of an earlier stage is missing or cannot be read."""
+    try:
+        scene, gaussians = read_scene(sfm), read_ply(train / "scene.ply")
+    except (OSError, ValueError) as error:
+        raise StageError(
+            "BAD_INPUT", f"The output of an earlier stage cannot be read: {error}. Run it again."
+        ) from error
+    if not scene.views:
+        raise StageError("BAD_INPUT", "The SfM stage left no registered photo. Run it again.")
+    return scene, gaussians
+
+
+def selfcheck() -> None:
+    """Everything the stage loads at run time is there: codecs, the viewer, the templates."""
+    rng = np.random.default_rng(0)
+    sample = Gaussians(*sample_parameters(rng, 64))
+    assert_same(len(decode_sog(encode_sog(clean(sample)).data)), 64)
+    assert_same(len(decode_spz(encode_spz(sample))), 64)
+    viewer_package()
+
+
+def sample_parameters(rng: np.random.Generator, count: int) -> list[Any]:
+    shapes = [(count, 3), (count, 3), (count, 4), (count,), (count, 4, 3)]
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def assert_same(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise StageError("SELFCHECK_FAILED", f"{found} Gaussians came back instead of {wanted}.")
