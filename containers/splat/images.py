@@ -24,12 +24,12 @@ def load_photo(path: str | Path, width: int, height: int) -> NDArray[np.uint8]:
     return np.asarray(rgb)
 
 
-def save_photo(path: str | Path, image: NDArray[np.float32] | NDArray[np.uint8], quality: int = 92) -> None:
+def save_photo(path: str | Path, image: NDArray[np.floating] | NDArray[np.uint8], quality: int = 92) -> None:
     """Write [H, W, 3], uint8 or 0..1, in the format of the file's suffix."""
-    pixels = image if image.dtype == np.uint8 else to_uint8(image)
+    pixels = image.astype(np.uint8) if image.dtype == np.uint8 else to_uint8(image.astype(np.float32))
     Image.fromarray(pixels).save(path, quality=quality)
 
 
-def to_uint8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+def to_uint8(image: NDArray[np.floating]) -> NDArray[np.uint8]:
     """0..1 to 0..255, rounded and clipped."""
     return (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from splat.cameras import View
 from splat.model import Gaussians
-
-Image = NDArray[np.float32]
+from splat.raster import Rasterizer
 
 
 def render(
     gaussians: Gaussians, view: View, background: Sequence[float] = (0.0, 0.0, 0.0)
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(rgb [H, W, 3], alpha [H, W]) of ``view``; rgb holds ``background`` behind what is transparent, and is not clipped."""
-    from splat.raster import Rasterizer
+    """(rgb [H, W, 3], alpha [H, W]) of ``view``; rgb has ``background`` behind it and is not clipped.
 
+    For many views of one model keep a ``splat.raster.Rasterizer`` and call its ``forward``.
+    """
     return Rasterizer().forward(gaussians, view, background)
