@@ -7,6 +7,7 @@ protocols, by ``X-Amz-Target``. The same WSGI application serves HTTP (``HttpSer
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -19,12 +20,14 @@ from datetime import datetime
 from email.utils import formatdate
 from typing import Any, Protocol
 
+import boto3
 import botocore.session
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
 from spaceport.storage import Storage
+from spaceport.template import REGION
 
 HOST = "127.0.0.1"
 IN_PROCESS_URL = f"http://{HOST}:9"  # the discard port: a request that is not caught fails instead of reaching something
@@ -230,20 +233,32 @@ class _RawBody(io.BytesIO):
             yield block
 
 
-def in_process_session(application: Callable[[Environ, StartResponse], Iterable[bytes]]) -> botocore.session.Session:
-    """A botocore session whose clients call ``application`` instead of opening a connection."""
-    session = botocore.session.get_session()
+class _InProcess:
+    """The application that in-process clients reach. Functions keep their clients from one engine to the next."""
+
+    application: AwsApplication | None = None
+
+
+@functools.cache
+def in_process_session() -> boto3.Session:
+    """A session whose clients call the application of ``use_in_process`` instead of opening a connection."""
+    core = botocore.session.get_session()
 
     def before_send(request: AWSPreparedRequest, **_: Any) -> AWSResponse:
-        return send_in_process(application, request)
+        if _InProcess.application is None:
+            raise ServiceError("NoEngine", "no engine runs in this process", 500)
+        return send_in_process(_InProcess.application, request)
 
-    session.register("before-send", before_send)
-    return session
+    core.register("before-send", before_send)
+    return boto3.Session(botocore_session=core, region_name=REGION)
 
 
-def send_in_process(
-    application: Callable[[Environ, StartResponse], Iterable[bytes]], request: AWSPreparedRequest
-) -> AWSResponse:
+def use_in_process(application: AwsApplication | None) -> None:
+    """Let in-process clients reach this application from now on; None lets them fail."""
+    _InProcess.application = application
+
+
+def send_in_process(application: AwsApplication, request: AWSPreparedRequest) -> AWSResponse:
     """Answer one signed request by calling the application."""
     answers: list[tuple[str, list[tuple[str, str]]]] = []
 

@@ -35,6 +35,7 @@ WITHOUT_EFFECT = (
     "AWS::SES::",
     "AWS::ResourceGroups::",
     "AWS::ServiceCatalogAppRegistry::",
+    "AWS::CloudFront::",
 )
 
 
@@ -383,6 +384,8 @@ class Resolver:
             return self.arn(logical_id, path)
         if attribute in NAME_ATTRIBUTES.get(kind, ()):
             return name
+        if kind == "AWS::CloudFront::Distribution" and attribute == "DomainName":
+            return f"{name}.cloudfront.invalid".lower()
         if kind == "AWS::S3::Bucket" and attribute in ("DomainName", "RegionalDomainName"):
             region = f".{self.region}" if attribute == "RegionalDomainName" else ""
             return f"{name}.s3{region}.amazonaws.com"
