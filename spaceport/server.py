@@ -30,7 +30,9 @@ from spaceport.storage import Storage
 from spaceport.template import REGION
 
 HOST = "127.0.0.1"
-IN_PROCESS_URL = f"http://{HOST}:9"  # the discard port: a request that is not caught fails instead of reaching something
+IN_PROCESS_URL = (
+    f"http://{HOST}:9"  # the discard port: a request that is not caught fails instead of reaching something
+)
 ROW_WRITERS = {"PutItem", "UpdateItem", "DeleteItem", "BatchWriteItem", "TransactWriteItems"}
 
 Environ = dict[str, Any]
