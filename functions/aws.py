@@ -81,12 +81,17 @@ def sesv2() -> SESV2Client:
 
 
 @cache
+def events() -> Any:
+    return boto3.client("events", config=CONFIG)
+
+
+@cache
 def table(name: str) -> Table:
     return boto3.resource("dynamodb", config=CONFIG).Table(name)
 
 
 def reset() -> None:
     """Forget the cached clients, so that the next call makes them for the present environment."""
-    cached: tuple[Any, ...] = (s3, sagemaker, stepfunctions, sns, sesv2, table)
+    cached: tuple[Any, ...] = (s3, sagemaker, stepfunctions, sns, sesv2, events, table)
     for maker in cached:
         maker.cache_clear()

@@ -1,4 +1,7 @@
-"""Logger, tracer and metrics of all handlers. Service and namespace come from the POWERTOOLS_ variables in template.yaml."""
+"""Logger, tracer and metrics of all handlers.
+
+Service and namespace come from the POWERTOOLS_ variables in template.yaml.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,150 @@
+"""A SageMaker job changed: tell the state machine.
+
+The schedule sweeps jobs whose event never came and keeps the others alive.
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.utilities.data_classes import EventBridgeEvent
+from aws_lambda_powertools.utilities.typing import LambdaContext
+from botocore.exceptions import BotoCoreError, ClientError
+
+import aws
+import jobs
+import layout
+import prices
+import sagemaker_jobs
+from failures import TRANSIENT
+from settings import settings
+from telemetry import logger, metrics, tracer
+from verdicts import Verdict, judge
+
+NOBODY_WAITS = ("TaskTimedOut", "InvalidToken", "TaskDoesNotExist")
+CREATION_S = 600  # a task older than this whose job does not exist will never have one
+SWEEP_THREADS = 8  # SageMaker allows about ten descriptions a second
+
+
+@logger.inject_lambda_context
+@tracer.capture_lambda_handler
+@metrics.log_metrics
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """Event: a SageMaker state change, the schedule, or {"job_name"}.
+
+    Answers {"checked": {job name: what was done}}.
+    """
+    if "job_name" in event:
+        names = [event["job_name"]]
+    else:
+        change = EventBridgeEvent(event)
+        if change.source != "aws.sagemaker":
+            return sweep()
+        names = [change.detail.get("TrainingJobName") or change.detail.get("ProcessingJobName") or ""]
+    metrics.add_metric("StatusChecks", MetricUnit.Count, len(names))
+    # The event only says which job: it may be late or come twice, the description is what holds now.
+    return {"checked": {name: check(name) for name in names}}
+
+
+def sweep() -> dict[str, Any]:
+    """Check every open task.
+
+    One that cannot be checked must not keep the others from it, so the error comes at the end.
+    """
+    names = jobs.open_task_names()
+    metrics.add_metric("StatusChecks", MetricUnit.Count, len(names))
+    done: dict[str, str] = {}
+    errors: list[str] = []
+    with ThreadPoolExecutor(max_workers=SWEEP_THREADS) as pool:
+        for name, task in [(name, pool.submit(check, name)) for name in names]:
+            try:
+                done[name] = task.result()
+            except (ClientError, BotoCoreError) as error:
+                errors.append(f"{name}: {error}")
+    if errors:
+        raise RuntimeError(f"{len(errors)} of {len(names)} tasks could not be checked: {'; '.join(errors)[:2000]}")
+    return {"checked": done}
+
+
+def check(name: str) -> str:
+    """Bring one task up to date; returns what was done, for the log."""
+    task = jobs.get_task(name)
+    if task is None:
+        return "unknown"  # another stack's job, or started by hand
+    if "open" not in task:
+        return "closed"
+    description = sagemaker_jobs.describe(task["stage"], name)
+    if description is None:
+        if aws.now() - aws.epoch_s(task["created_at"]) < CREATION_S:
+            return "not created yet"
+        lost = Verdict(
+            "failed", error=TRANSIENT, code="STAGE_LOST", reason="The SageMaker job of the stage was never created."
+        )
+        return finish(name, task, lost)
+    verdict = judge(description)
+    return heartbeat(name, task) if verdict.status == "running" else finish(name, task, verdict)
+
+
+def heartbeat(name: str, task: dict[str, Any]) -> str:
+    """The job runs. If nobody waits for it any more (aborted, timed out, replaced), it is only billed: stop it."""
+    if tell(lambda: aws.stepfunctions().send_task_heartbeat(taskToken=task["task_token"])):
+        return "running"
+    sagemaker_jobs.stop(task["stage"], name)
+    jobs.close_task(name, "ABANDONED")
+    logger.warning("stopped a job that nobody waits for", extra={"job_name": name})
+    return "abandoned"
+
+
+def finish(name: str, task: dict[str, Any], verdict: Verdict) -> str:
+    """Answer the state machine, then close the task: in this order, so that a crash between them loses nothing."""
+    stage, job_id = task["stage"], task["job_id"]
+    if verdict.status == "succeeded":
+        result = result_of(name, task, verdict)
+        jobs.put_result(job_id, stage, result)
+        heard = tell(
+            lambda: aws.stepfunctions().send_task_success(taskToken=task["task_token"], output=json.dumps(result))
+        )
+    else:
+        cause = {"code": verdict.code, "reason": verdict.reason, "stage": stage, "job_name": name}
+        heard = tell(
+            lambda: aws.stepfunctions().send_task_failure(
+                taskToken=task["task_token"], error=verdict.error[:256], cause=json.dumps(cause)
+            )
+        )
+    jobs.close_task(name, verdict.status.upper())
+    metrics.add_metric(f"Stages{verdict.status.capitalize()}", MetricUnit.Count, 1)
+    logger.info("stage ended", extra={"job_name": name, "status": verdict.status, "code": verdict.code, "heard": heard})
+    return verdict.status if heard else f"{verdict.status}, nobody waits"
+
+
+def result_of(name: str, task: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
+    """The result of a stage (docs/contracts.md, "State machine")."""
+    job = jobs.get_job(task["job_id"])
+    if job is None:
+        raise RuntimeError(f"the job table has no row of job {task['job_id']}, to which {name} belongs")
+    machine = verdict.instance_type or settings().stage(task["stage"]).instance_type
+    return {
+        "stage": task["stage"],
+        "job_name": name,
+        "output_uri": layout.uri(job["bucket"], layout.output_prefix(job["job_id"], task["stage"], name)),
+        "seconds": verdict.seconds,
+        "billable_seconds": verdict.billable_seconds,
+        "cost_usd": prices.cost_usd(settings(), machine, verdict.billable_seconds),
+    }
+
+
+def tell(call: Any) -> bool:
+    """Call Step Functions.
+
+    False when the task has ended already (a duplicate event, a timeout, an aborted execution).
+    """
+    try:
+        call()
+    except ClientError as error:
+        if error.response["Error"]["Code"] in NOBODY_WAITS:
+            return False
+        raise
+    return True

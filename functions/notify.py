@@ -1,0 +1,134 @@
+"""The end of a job: publish the result or explain the failure, close the row, and tell the user once."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.utilities.data_classes import EventBridgeEvent
+from aws_lambda_powertools.utilities.typing import LambdaContext
+from botocore.exceptions import BotoCoreError, ClientError
+
+import aws
+import failures
+import jobs
+import mails
+import results
+import sagemaker_jobs
+from failures import Failure
+from settings import settings
+from telemetry import logger, metrics, tracer
+
+EVENT_SOURCE = "spaceport"  # the role may put events of this source alone
+ENDED_FROM_OUTSIDE = {
+    "ABORTED": Failure("EXECUTION_ABORTED", "The job was cancelled.", failures.ADVICE["EXECUTION_ABORTED"]),
+    "TIMED_OUT": Failure(
+        "EXECUTION_TIMED_OUT", "The job took longer than a job may take.", failures.ADVICE["EXECUTION_TIMED_OUT"]
+    ),
+}
+
+
+@logger.inject_lambda_context
+@tracer.capture_lambda_handler
+@metrics.log_metrics
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """Event: {"kind": succeeded | failed, "job_id", "state"}, or the execution's status change.
+
+    Answers {"status", "message"}.
+    """
+    if "kind" not in event:
+        return execution_ended(EventBridgeEvent(event))
+    job_id = event["job_id"]
+    if event["kind"] == "succeeded":
+        job = jobs.get_job(job_id)
+        if job is None:
+            raise failures.failure(
+                "INTERNAL_ERROR", f"The job table has no row of job {job_id}. This is a fault of Spaceport."
+            )
+        results.publish(job)
+        link = f"{settings().result_base_url}/{job['scene']}/{job_id}/{results.PAGE}"
+        cost_usd = sum(float(result["cost_usd"]) for result in job["results"].values())
+        jobs.end_job(job_id, "SUCCEEDED", result_url=link, cost_usd=round(cost_usd, 6))
+    else:
+        end_without_result(job_id, "FAILED", failures.parse(event["state"].get("error")))
+    return tell_once(job_id)
+
+
+def execution_ended(event: EventBridgeEvent) -> dict[str, Any]:
+    """Aborted or timed out: no state could tell. Failed: the state NotifyFailure has told, unless it failed too."""
+    job_id, status = event.detail["name"], event.detail["status"]
+    job = jobs.get_job(job_id)
+    if job is None:
+        logger.warning("execution without a job", extra={"job_id": job_id})
+        return {"status": "unknown", "message": "none"}
+    if job["status"] != "SUCCEEDED":
+        reason = ENDED_FROM_OUTSIDE.get(status) or failure_of(job, event.detail)
+        end_without_result(job_id, "ABORTED" if status == "ABORTED" else "FAILED", reason)
+    return tell_once(job_id)
+
+
+def failure_of(job: dict[str, Any], execution: dict[str, Any]) -> Failure:
+    """The failure in the row, else the error that RecordFailure left there, else the execution's own."""
+    if "failure" in job:
+        return Failure(**job["failure"])
+    if "raw_error" in job:
+        return failures.parse(json.loads(job["raw_error"]))
+    return failures.parse({"Error": execution.get("error"), "Cause": execution.get("cause")})
+
+
+def end_without_result(job_id: str, status: str, reason: Failure) -> None:
+    """Stop the SageMaker job that is still billed, and write the status and the reason to the row."""
+    job = jobs.get_job(job_id) or {}
+    task = jobs.get_task(job.get("job_name", ""))
+    if task and "open" in task:
+        stopped = sagemaker_jobs.stop(task["stage"], job["job_name"])
+        jobs.close_task(job["job_name"], "STOPPED")
+        logger.info("stopped the running stage", extra={"job_name": job["job_name"], "stopped": stopped})
+    jobs.end_job(job_id, status, reason)
+
+
+def tell_once(job_id: str) -> dict[str, Any]:
+    """Send the message that fits the row's last status, unless that has happened.
+
+    A failed call sends it when it is repeated.
+    """
+    claim = jobs.claim_message(job_id)
+    job = {"job_id": job_id, **(jobs.get_job(job_id) or {})}
+    if claim == "busy":
+        raise failures.transient("MESSAGE_BUSY", f"Another call is sending the message of job {job_id}")
+    if claim == "sent":
+        return {"status": job["status"], "message": "sent before"}
+    try:
+        if job["status"] == "SUCCEEDED":
+            message = mails.succeeded(job, job["result_url"], results.read_report(job), job["cost_usd"])
+        else:
+            message = mails.failed(job, failure_of(job, {}))
+        channel = mails.send(message, (job.get("options") or {}).get("email"))
+    except Exception:
+        jobs.release_message(job_id)
+        raise
+    jobs.mark_message_sent(job_id)
+    announce(job)
+    return {"status": job["status"], "message": channel}
+
+
+def announce(job: dict[str, Any]) -> None:
+    """One event on the bus for other systems, and the metrics behind the alarms."""
+    succeeded = job["status"] == "SUCCEEDED"
+    metrics.add_metric("JobsSucceeded" if succeeded else "JobsFailed", MetricUnit.Count, 1)
+    metrics.add_metric("CostUsd", MetricUnit.NoUnit, float(job.get("cost_usd", 0)))
+    detail = {
+        name: job[name] for name in ("job_id", "scene", "status", "failure", "result_url", "cost_usd") if name in job
+    }
+    kind = "SceneSucceeded" if succeeded else "SceneFailed"
+    try:
+        answer = aws.events().put_events(
+            Entries=[{"Source": EVENT_SOURCE, "DetailType": kind, "Detail": json.dumps(detail)}]
+        )
+        refused = answer["Entries"] if answer["FailedEntryCount"] else None
+    except (ClientError, BotoCoreError) as error:
+        refused = str(error)
+    if refused:  # the user has been told: the job must not fail because a listener was not
+        metrics.add_metric("EventsLost", MetricUnit.Count, 1)
+        logger.error("event refused", extra={"job_id": job["job_id"], "refused": refused})

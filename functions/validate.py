@@ -1,0 +1,127 @@
+"""Check options, photos and cost before anything is paid, and write the manifest that SfM reads."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.utilities.typing import LambdaContext
+from botocore.exceptions import ClientError
+
+import aws
+import jobs
+import layout
+import photos
+import prices
+from failures import JobFailure, failure
+from options import JobOptions, find_email, parse_options
+from results import list_keys
+from settings import STAGES, settings
+from telemetry import logger, metrics, tracer
+
+
+@logger.inject_lambda_context
+@tracer.capture_lambda_handler
+@metrics.log_metrics
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """Event: the execution's state.
+
+    Answers {"start_at", "photos", "rejected", "estimated_usd"}; raises what is wrong.
+    """
+    job_id, scene, bucket = event["job_id"], event["scene"], event["bucket"]
+    options = read_options(job_id, bucket, scene)
+    jobs.set_checked(job_id, {"options": options.model_dump(exclude_none=True)})
+    if options.start_at == "sfm":
+        accepted, rejected = check_photos(job_id, bucket, scene)
+        checked: dict[str, Any] = {"photos": accepted, "rejected": rejected}
+    else:
+        checked = reuse(options, bucket, scene)
+    estimate = prices.estimate(settings(), options, checked["photos"])
+    if options.max_cost_usd is not None and estimate.usd > options.max_cost_usd:
+        raise failure(
+            "COST_LIMIT",
+            f"The job would cost about {estimate.usd:.2f} USD; job.json allows {options.max_cost_usd:.2f} USD",
+        )
+    jobs.set_checked(job_id, {**checked, "estimated_usd": estimate.usd, "estimated_s": estimate.seconds})
+    metrics.add_metric("PhotosAccepted", MetricUnit.Count, checked["photos"])
+    logger.info("job checked", extra={"job_id": job_id, "photos": checked["photos"], "estimated_usd": estimate.usd})
+    summary = {name: checked[name] for name in ("photos", "rejected")}
+    return {"start_at": options.start_at, "estimated_usd": estimate.usd, **summary}
+
+
+def read_options(job_id: str, bucket: str, scene: str) -> JobOptions:
+    """The scene's job.json, or the defaults.
+
+    From a wrong one at least the address is kept, so that its owner hears of it.
+    """
+    try:
+        body = aws.s3().get_object(Bucket=bucket, Key=layout.options_key(scene))["Body"].read()
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "NoSuchKey":
+            return JobOptions()
+        raise
+    try:
+        return parse_options(body)
+    except JobFailure:
+        email = find_email(body)
+        if email:
+            jobs.set_checked(job_id, {"options": {"email": email}})
+        raise
+
+
+def check_photos(job_id: str, bucket: str, scene: str) -> tuple[int, int]:
+    """Write manifest.json and rejected.json.
+
+    Returns (accepted, rejected). Raises when the photos cannot make a scene.
+    """
+    objects = list_keys(bucket, layout.uploads_prefix(scene))
+    limit = settings().max_photos
+    if len(objects) > 2 * limit:  # checked before every object is read
+        raise failure("TOO_MANY_PHOTOS", f"The scene has {len(objects):,} files; {limit:,} photos are allowed")
+    found = photos.inspect(bucket, scene, objects)
+    put_json(bucket, layout.rejected_key(job_id), found.rejected)
+    if not found.accepted:
+        if found.archives:
+            raise failure(
+                "UNSUPPORTED_INPUT",
+                "The upload holds a zip archive or a video, which cannot be processed yet, and no photos",
+            )
+        raise failure("NO_PHOTOS", f"None of the {len(objects)} uploaded files is a readable photo{example(found)}")
+    if len(found.accepted) < settings().min_photos:
+        raise failure(
+            "TOO_FEW_PHOTOS",
+            f"Only {len(found.accepted)} of the uploaded files are readable photos; {settings().min_photos} are needed{example(found)}",
+        )
+    if len(found.accepted) > limit:
+        raise failure("TOO_MANY_PHOTOS", f"The scene has {len(found.accepted):,} photos; {limit:,} are allowed")
+    prefix = {"prefix": layout.uri(bucket, layout.uploads_prefix(scene))}
+    put_json(bucket, layout.manifest_key(job_id), [prefix, *found.accepted])
+    return len(found.accepted), len(found.rejected)
+
+
+def example(found: photos.Inspection) -> str:
+    """The first rejected file with its reason, for the end of a sentence."""
+    return f" (for example {found.rejected[0]['name'][:80]!r}: {found.rejected[0]['reason']})" if found.rejected else ""
+
+
+def reuse(options: JobOptions, bucket: str, scene: str) -> dict[str, Any]:
+    """Results of the stages before ``start_at``, from an earlier job of the same scene; they cost nothing again."""
+    other = jobs.get_job(options.reuse_job or "")
+    if other is None or other["scene"] != scene:
+        raise failure("REUSE_JOB", f"The scene {scene} has no job {options.reuse_job}")
+    taken = {}
+    for stage in STAGES[: STAGES.index(options.start_at)]:
+        result = other["results"].get(stage)
+        if result is None or not list_keys(bucket, layout.split_uri(result["output_uri"])[1]):
+            raise failure(
+                "REUSE_JOB", f"The result of the {stage} stage of job {options.reuse_job} does not exist any more"
+            )
+        taken[stage] = {**result, "cost_usd": 0, "reused_from": options.reuse_job}
+    return {"photos": other.get("photos", 0), "rejected": other.get("rejected", 0), "results": taken}
+
+
+def put_json(bucket: str, key: str, value: Any) -> None:
+    aws.s3().put_object(
+        Bucket=bucket, Key=key, Body=json.dumps(value, ensure_ascii=False).encode(), ContentType="application/json"
+    )
