@@ -9,14 +9,14 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class TaskOk:
-    """The work was done; ``output`` is a JSON value, already in the shape of the resource (see ``wrap_lambda_result``)."""
+    """The work was done; ``output`` is JSON, already in the shape of the resource (see ``wrap_lambda_result``)."""
 
     output: Any
 
 
 @dataclass(frozen=True, slots=True)
 class TaskError:
-    """The work failed. ``error`` is what ErrorEquals matches; ``cause`` is text, for a Lambda exception a JSON object as text."""
+    """The work failed; ``error`` is what ErrorEquals matches, ``cause`` is text (JSON text for a Lambda exception)."""
 
     error: str
     cause: str | None = None
@@ -31,9 +31,10 @@ class Tasks(Protocol):
     def invoke(self, resource: str, payload: Any, on_done: Callable[[TaskResult], None], timeout_s: float) -> None:
         """Start the work and return; call ``on_done`` once, from any thread, before or after returning.
 
-        ``resource`` is the ARN as the state has it, without ``.waitForTaskToken``. ``payload`` is the state's effective input, a copy
-        that may be kept or changed. The interpreter gives up after ``timeout_s`` seconds and ignores a later ``on_done``. For a
-        ``.waitForTaskToken`` state TaskOk only says that the call returned; TaskError fails the state at once.
+        ``resource`` is the ARN as the state has it, without ``.waitForTaskToken``. ``payload`` is the state's effective
+        input, a copy that may be kept or changed. The interpreter gives up after ``timeout_s`` seconds and ignores a
+        later ``on_done``. For a ``.waitForTaskToken`` state TaskOk only says that the call returned; TaskError fails
+        the state at once. An exception out of ``invoke`` is a fault of the implementation: it goes to the clock.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The engine's clock and its one logical thread: a virtual one for tests and simulation, a real one for `spaceport run`."""
+"""The engine's clock and its one logical thread: virtual for tests and simulation, real for `spaceport run`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Timer:
 
 
 class Clock(Protocol):
-    """What an engine may know of time. Callbacks run one after another, never two at once, in the order they fall due."""
+    """What an engine may know of time. Callbacks run one at a time, in the order they fall due."""
 
     def now(self) -> datetime:
         """The time, with tzinfo UTC."""
@@ -79,7 +79,7 @@ def _fire(timer: Timer) -> None:
 class VirtualClock:
     """Time that passes only when asked to, so that a day takes milliseconds and two runs are the same.
 
-    ``call_soon`` and ``call_later`` may be used from other threads; the ``run_*`` methods and ``advance`` belong to one thread.
+    ``call_soon`` and ``call_later`` may be used from other threads; ``run_*`` and ``advance`` belong to one thread.
     An exception in a callback leaves the ``run_*`` method; the remaining callbacks stay scheduled.
     """
 
@@ -143,7 +143,7 @@ class VirtualClock:
 class RealClock:
     """Wall-clock time and one loop thread.
 
-    A callback's exception goes to ``on_error(exception)`` if given; otherwise it is printed and raised again by ``stop()``.
+    A callback's exception goes to ``on_error(exception)`` if given; otherwise it is printed, and raised by ``stop()``.
     Either way the loop goes on, so that one broken execution does not take the others with it.
     """
 

@@ -25,7 +25,7 @@ class Journal(Protocol):
 
 
 class MemoryJournal:
-    """A journal for tests and simulation. Records are kept by reference: the engine never changes one after it was added."""
+    """A journal for tests and simulation. Records are kept by reference; the engine never changes one."""
 
     def __init__(self, records: list[dict[str, Any]] | None = None) -> None:
         self._records = list(records or [])
@@ -40,8 +40,8 @@ class MemoryJournal:
 class FileJournal:
     """JSON lines in ``path``; every record is on the disk when ``append`` returns (flush and fsync).
 
-    A last line without its line feed is what a killed process leaves behind. It was never acknowledged, so it is cut off when the
-    file is opened. Any other line that is not a JSON object is damage and raises JournalError.
+    A last line without its line feed is what a killed process leaves behind. It was never acknowledged, so it is cut
+    off before the next append. Any other line that is not a JSON object is damage and raises JournalError.
     """
 
     def __init__(self, path: Path) -> None:
