@@ -1,0 +1,156 @@
+"""Build the three images from containers/Dockerfile.
+
+    python -m images.build [--engine gpu] [--prefix spaceport] [--tag latest] [sfm train compress]
+
+The base is $SPACEPORT_BASE_IMAGE (a release names a digest), else debian:bookworm-slim from its registry, else, where
+no registry is reached, the same release made with mmdebstrap from the package sources of this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from images.engine import Engine, NoEngine, running_engine
+
+CONTEXT = Path(__file__).resolve().parent.parent
+STAGES = ("sfm", "train", "compress")
+REGISTRY_BASE = "debian:bookworm-slim"
+LOCAL_BASE = "spaceport/base:bookworm"
+# As in the official slim image: no documentation but the licences.
+CUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
+KEPT = ("/usr/share/doc/*/copyright",)
+
+
+@dataclass(frozen=True)
+class Built:
+    """One build. ``seconds`` is its wall time, ``steps_cached`` of ``steps`` came from the layer cache."""
+
+    stage: str
+    tag: str
+    seconds: float
+    size_bytes: int
+    steps: int
+    steps_cached: int
+
+
+def base_image(engine: Engine) -> str:
+    """Name of the base; pulled or made when it is not there. Raises NoEngine when neither works."""
+    named = os.environ.get("SPACEPORT_BASE_IMAGE")
+    if named:
+        return named
+    for name in (REGISTRY_BASE, LOCAL_BASE):
+        if engine.docker("image", "inspect", name, check=False).returncode == 0:
+            return name
+    pulled = engine.docker("pull", "--quiet", REGISTRY_BASE, check=False, timeout_s=300)
+    if pulled.returncode == 0:
+        return REGISTRY_BASE
+    make_base(engine, pulled.stderr.strip())
+    return LOCAL_BASE
+
+
+def make_base(engine: Engine, why: str) -> None:
+    """Make LOCAL_BASE from this machine's own package sources."""
+    program = shutil.which("mmdebstrap")
+    if program is None:
+        raise NoEngine(
+            f"{REGISTRY_BASE} cannot be pulled ({why}) and mmdebstrap, which would make it, is not installed"
+        )
+    options = [f"--dpkgopt=path-exclude={path}" for path in CUT] + [f"--dpkgopt=path-include={path}" for path in KEPT]
+    with tempfile.TemporaryDirectory() as folder:
+        tar = Path(folder) / "base.tar"
+        command = [program, "--quiet", "--variant=minbase", *options, "bookworm", str(tar), *apt_sources()]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise NoEngine(f"{REGISTRY_BASE} cannot be pulled ({why}) and mmdebstrap fails: {done.stderr[-1500:]}")
+        engine.docker("import", "-c", 'CMD ["bash"]', tar, LOCAL_BASE)
+
+
+def apt_sources() -> list[str]:
+    """The files that name this machine's Debian mirror; empty lets mmdebstrap use its default."""
+    found = [Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list")]
+    return [str(path) for path in found if path.is_file() and path.stat().st_size > 0][:1]
+
+
+def build(engine: Engine, stage: str, tag: str, base: str, variant: str = "cpu", no_cache: bool = False) -> Built:
+    """Build one image. Raises RuntimeError with the end of the build's output when it fails."""
+    arguments = {"BASE": base, "ENGINE": variant, "VERSION": version(), "REVISION": revision()}
+    command = ["build", "--progress", "plain", "--target", stage, "--tag", tag]
+    for name, value in arguments.items():
+        command += ["--build-arg", f"{name}={value}"]
+    for secret, file in secrets().items():
+        command += ["--secret", f"id={secret},src={file}"]
+    if no_cache:
+        command.append("--no-cache")
+    started = time.monotonic()
+    done = engine.docker(*command, CONTEXT, timeout_s=4 * 3600 if variant == "gpu" else 1800)
+    seconds = time.monotonic() - started
+    output = done.stdout + done.stderr
+    size = int(engine.docker("image", "inspect", "--format", "{{.Size}}", tag).stdout)
+    return Built(stage, tag, seconds, size, output.count(" DONE "), output.count(" CACHED"))
+
+
+def secrets() -> dict[str, Path]:
+    """Certificates and registry settings of this machine for pip and npm; they do not end up in a layer."""
+    candidates = {
+        "ca": [os.environ.get("SSL_CERT_FILE"), "/etc/ssl/certs/ca-certificates.crt"],
+        "pipconf": [os.environ.get("PIP_CONFIG_FILE"), "/etc/pip.conf"],
+        "npmrc": [os.environ.get("NPM_CONFIG_USERCONFIG"), str(Path.home() / ".npmrc")],
+    }
+    found = {}
+    for name, paths in candidates.items():
+        existing = next((Path(path) for path in paths if path and Path(path).is_file()), None)
+        if existing:
+            found[name] = existing
+    return found
+
+
+def version() -> str:
+    """The project's version, from pyproject.toml."""
+    import tomllib
+
+    with (CONTEXT.parent / "pyproject.toml").open("rb") as file:
+        return str(tomllib.load(file)["project"]["version"])
+
+
+def revision() -> str:
+    """The commit that the images are made from; "unknown" outside a git checkout."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    done = subprocess.run([git, "-C", CONTEXT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="*", default=STAGES, help="sfm, train, compress; all by default")
+    parser.add_argument("--engine", choices=("cpu", "gpu"), default="cpu", help="variant of the training image")
+    parser.add_argument("--prefix", default="spaceport")
+    parser.add_argument("--tag", default="latest")
+    parser.add_argument("--no-cache", action="store_true")
+    arguments = parser.parse_args()
+    unknown = set(arguments.stages) - set(STAGES)
+    if unknown:
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}")
+    with running_engine() as engine:
+        base = base_image(engine)
+        for stage in arguments.stages:
+            tag = f"{arguments.prefix}-{stage}:{arguments.tag}"
+            built = build(engine, stage, tag, base, arguments.engine, arguments.no_cache)
+            print(f"{built.tag}: {built.size_bytes / 1e6:.0f} MB, {built.seconds:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (NoEngine, RuntimeError) as problem:
+        sys.exit(f"error: {problem}")

@@ -1,0 +1,95 @@
+"""The bill of materials of an image, CycloneDX 1.6 JSON: Python, Debian and npm packages.
+
+Runs in a builder stage of the Dockerfile; cyclonedx-py lists the Python packages, the rest is added here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+DPKG_FORMAT = "${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\n"
+
+
+def python_packages(python: Path) -> dict[str, Any]:
+    """A CycloneDX document of everything installed beside ``python``."""
+    tool = Path(sys.executable).with_name("cyclonedx-py")
+    command = ["environment", "--spec-version", "1.6", "--output-reproducible", "--output-format", "JSON", str(python)]
+    return dict(json.loads(subprocess.run([str(tool), *command], check=True, stdout=subprocess.PIPE).stdout))
+
+
+def debian_packages(root: Path) -> list[dict[str, Any]]:
+    """One component for each package installed under ``root``, with the licences its copyright file names."""
+    command = ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "-W", f"-f={DPKG_FORMAT}"]
+    listing = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    components = []
+    for line in listing.splitlines():
+        status, name, version, architecture = line.split("\t")
+        if not status.startswith("ii"):
+            continue
+        purl = f"pkg:deb/debian/{name}@{version.replace('+', '%2B')}?arch={architecture}&distro=bookworm"
+        component: dict[str, Any] = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
+        names = debian_licences(root / "usr/share/doc" / name / "copyright")
+        if names:
+            component["licenses"] = [{"license": {"name": licence}} for licence in names]
+        components.append(component)
+    return components
+
+
+def debian_licences(copyright_file: Path) -> list[str]:
+    """Short names from the ``License:`` fields (Debian machine-readable copyright format 1.0)."""
+    if not copyright_file.is_file():
+        return []
+    text = copyright_file.read_text(encoding="utf-8", errors="replace")
+    return sorted({found.strip() for found in re.findall(r"^License:[ \t]*(\S.*)$", text, re.MULTILINE)})
+
+
+def npm_packages(node_modules: Path) -> list[dict[str, Any]]:
+    """One component for each package.json directly under ``node_modules`` or under a scope in it."""
+    components = []
+    for file in sorted([*node_modules.glob("*/package.json"), *node_modules.glob("@*/*/package.json")]):
+        package = json.loads(file.read_text(encoding="utf-8"))
+        purl = f"pkg:npm/{package['name'].replace('@', '%40')}@{package['version']}"
+        component = {
+            "type": "library",
+            "bom-ref": purl,
+            "name": package["name"],
+            "version": package["version"],
+            "purl": purl,
+        }
+        if package.get("license"):
+            component["licenses"] = [{"license": {"name": package["license"]}}]
+        components.append(component)
+    return components
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", required=True, help="name of the image")
+    parser.add_argument("--python", type=Path, default=Path("/opt/venv/bin/python"))
+    parser.add_argument("--debian-root", type=Path, required=True, help="root file system of the final image's base")
+    parser.add_argument("--node-modules", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+
+    document = python_packages(arguments.python)
+    document.setdefault("metadata", {})["component"] = {
+        "type": "container",
+        "bom-ref": arguments.name,
+        "name": arguments.name,
+    }
+    document.setdefault("components", []).extend(debian_packages(arguments.debian_root))
+    if arguments.node_modules:
+        document["components"].extend(npm_packages(arguments.node_modules))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    print(f"{arguments.out}: {len(document['components'])} components")
+
+
+if __name__ == "__main__":
+    main()
