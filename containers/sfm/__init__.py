@@ -1,0 +1,1 @@
+"""The SfM stage: photos in, camera poses and undistorted images out."""

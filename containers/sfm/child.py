@@ -1,0 +1,110 @@
+"""Run the mapping program in a child process: its crash becomes a reason, and a stop reaches it at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO, Any
+
+from job import Job, StageError, StopRequested
+
+GRACE_S = 5.0
+
+
+def run_mapping(job: Job, request: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Start ``python -m sfm.mapping`` with ``request`` and return its result.
+
+    The child prints one JSON object a line: ``{"progress": [step, total, unit, message]}`` or ``{"log": {…}}``; it leaves
+    ``result.json`` in ``folder``. pycolmap replaces signal handlers when it is imported and can abort the whole process, so it
+    only ever runs there. Raises StageError (the child's own, or SFM_CRASHED, OUT_OF_MEMORY) and StopRequested.
+    """
+    request_file, result_file = folder / "request.json", folder / "result.json"
+    request_file.write_text(json.dumps({**request, "result": str(result_file)}), encoding="utf-8")
+    packages = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join([str(packages), *filter(None, [os.environ.get("PYTHONPATH")])])
+    child = subprocess.Popen(
+        [sys.executable, "-m", "sfm.mapping", str(request_file)],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": path},
+        text=True,
+    )
+    lines: queue.Queue[str | None] = queue.Queue()
+    assert child.stdout is not None
+    reader = threading.Thread(target=read_lines, args=(child.stdout, lines), daemon=True)
+    reader.start()
+    try:
+        forward_messages(job, lines)
+        status = child.wait()
+    finally:
+        stop(child)
+        reader.join(GRACE_S)
+    if status != 0:
+        raise crash(status)
+    result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
+    if "error" in result:
+        raise StageError(result["error"]["code"], result["error"]["reason"])
+    return result
+
+
+def read_lines(stream: IO[str], lines: queue.Queue[str | None]) -> None:
+    for line in stream:
+        lines.put(line)
+    lines.put(None)
+
+
+def forward_messages(job: Job, lines: queue.Queue[str | None]) -> None:
+    """Pass progress and log lines on until the child closes its output; raise StopRequested when the job is to stop."""
+    while True:
+        if job.stop_requested:
+            raise StopRequested
+        try:
+            line = lines.get(timeout=0.2)
+        except queue.Empty:
+            continue
+        if line is None:
+            return
+        try:
+            message = json.loads(line)
+        except ValueError:
+            print(line, end="", file=sys.stderr)  # a library that prints
+            continue
+        if "progress" in message:
+            step, total, unit, text = message["progress"]
+            job.progress(step, total, unit, text)
+        elif "log" in message:
+            job.log(**message["log"])
+
+
+def stop(child: subprocess.Popen[str]) -> None:
+    """End the child if it still runs: SIGTERM, and SIGKILL after a grace period. It keeps nothing that is worth saving."""
+    if child.poll() is not None:
+        return
+    child.terminate()
+    try:
+        child.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def crash(status: int) -> StageError:
+    """The reason for a child that ended without a result."""
+    if status == -signal.SIGKILL:
+        return StageError(
+            "OUT_OF_MEMORY",
+            "Finding the camera positions was killed, most likely because memory ran out. "
+            "Use fewer or smaller photos (option max_image_long_side), or a larger instance.",
+        )
+    ended = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+    return StageError(
+        "SFM_CRASHED",
+        f"The program that finds the camera positions ended with {ended}. The job's log has its last messages. "
+        "Try again with another matcher (option matcher), or without the photos that the log names.",
+    )

@@ -1,0 +1,428 @@
+"""The child process that runs pycolmap: features, matches, camera poses, scene frame and undistorted images.
+
+``python -m sfm.mapping request.json``. The request names the prepared photos, the pairs' matcher and the folders; the result goes
+to ``request["result"]``. Only COLMAP's own SIFT and pair lists are used: the other matchers of the wheel need downloads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycolmap
+
+from job import StageError
+from sfm.align import Alignment, align
+from sfm.exif import strip_metadata
+from sfm.options import Matcher
+from sfm.pairs import choose_matcher, choose_pairs
+
+signal.signal(signal.SIGTERM, signal.SIG_DFL)  # importing pycolmap installs a handler that prints a stack trace
+
+Array = np.ndarray[Any, Any]
+
+RETRY_BELOW = 0.6  # share of photos registered; below, once more with the strong settings
+MIN_REGISTERED, MIN_REGISTERED_SHARE = 5, 0.25
+UNDISTORTED_QUALITY = 95
+PAIRS_A_TRANSACTION = 40  # how often match progress becomes visible
+FEW_FEATURES = 150
+SEED = 1
+EXHAUSTIVE_RETRY_UP_TO = 200
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How hard to look for features. ``fast`` finds the same cameras with a fifth of the work in nearly all sets."""
+
+    name: str
+    first_octave: int  # -1 doubles the image first
+    max_features: int
+
+
+FAST = Settings("fast", 0, 4096)
+STRONG = Settings("strong", -1, 8192)
+
+
+def main() -> None:
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    pycolmap.logging.minloglevel = int(pycolmap.logging.WARNING)
+    watch_parent()
+    try:
+        result = reconstruct(request)
+    except StageError as error:
+        result = {"error": {"code": error.code, "reason": error.reason}}
+    Path(request["result"]).write_text(json.dumps(result), encoding="utf-8")
+
+
+def reconstruct(request: dict[str, Any]) -> dict[str, Any]:
+    """All steps. ``request``: photos [{image, name, width, height, camera, focal_ratio, taken_at, latitude_deg, longitude_deg,
+    altitude_m}], prepared, work, output (folders), matcher, long_side_px."""
+    photos, work = request["photos"], Path(request["work"])
+    gps = positions_enu(photos)
+    wanted = Matcher(request["matcher"])
+    matcher = choose_matcher(wanted, gps.enu_m[:, :2])
+    if wanted is Matcher.SPATIAL and matcher is not wanted:
+        send(
+            log={
+                "event": "matcher_replaced",
+                "wanted": wanted,
+                "used": matcher,
+                "why": "too few photos have a GPS position",
+            }
+        )
+    settings = FAST
+    attempt = map_photos(request, gps, matcher, settings, work / settings.name)
+    if attempt.registered < RETRY_BELOW * len(photos):
+        send(log={"event": "retry", "registered": attempt.registered, "photos": len(photos), "settings": STRONG.name})
+        if matcher is not Matcher.EXHAUSTIVE and len(photos) <= EXHAUSTIVE_RETRY_UP_TO:
+            matcher = Matcher.EXHAUSTIVE
+        second = map_photos(request, gps, matcher, STRONG, work / STRONG.name)
+        if second.registered > attempt.registered:
+            attempt, settings = second, STRONG
+    require_enough(attempt.registered, len(photos))
+    assert attempt.model is not None
+    model = attempt.model
+    alignment = align_model(model, photos, gps)
+    origin = None
+    if alignment.origin_enu_m is not None:
+        origin = geodetic(alignment.origin_enu_m, gps)
+    images = write_output(model, request)
+    centres = np.array([image.projection_center() for image in registered_images(model)])
+    centroid = centres.mean(0)
+    return {
+        "images": images,
+        "unregistered": {
+            photo["image"]: why_not(attempt.database, photo["image"])
+            for photo in photos
+            if photo["image"] not in images
+        },
+        "georeferenced": alignment.georeferenced,
+        "origin": origin,
+        "gps_residual_m": alignment.gps_residual_m,
+        "gravity": alignment.gravity,
+        "points": model.num_points3D(),
+        "reprojection_error_px": model.compute_mean_reprojection_error(),
+        "center": centroid.tolist(),
+        "radius": float(np.median(np.linalg.norm(centres - centroid, axis=1))),
+        "matcher": matcher.value,
+        "settings": settings.name,
+        "versions": {"pycolmap": pycolmap.__version__},
+    }
+
+
+@dataclass(frozen=True)
+class Positions:
+    """EXIF positions in ENU metres at a reference point; NaN where unknown (up too, where only the altitude is missing)."""
+
+    enu_m: Array  # [n, 3]
+    reference: tuple[float, float, float] | None  # latitude, longitude (degrees), height (metres)
+
+
+def positions_enu(photos: list[dict[str, Any]]) -> Positions:
+    rows = [[photo["latitude_deg"], photo["longitude_deg"], photo["altitude_m"]] for photo in photos]
+    lla = np.array(rows, dtype=float)
+    known = ~np.isnan(lla[:, :2]).any(1)
+    enu = np.full((len(photos), 3), np.nan)
+    if not known.any():
+        return Positions(enu, None)
+    altitude = lla[known, 2]
+    height = float(np.median(altitude[~np.isnan(altitude)])) if (~np.isnan(altitude)).any() else 0.0
+    reference = (float(np.median(lla[known, 0])), float(np.median(lla[known, 1])), height)
+    filled = lla[known].copy()
+    filled[np.isnan(altitude), 2] = height
+    enu[known] = pycolmap.GPSTransform().ellipsoid_to_enu(filled, *reference)
+    enu[np.isnan(lla[:, 2]), 2] = np.nan
+    return Positions(enu, reference)
+
+
+def geodetic(enu_m: Array, gps: Positions) -> dict[str, float]:
+    assert gps.reference is not None
+    latitude, longitude, height = pycolmap.GPSTransform().enu_to_ellipsoid(enu_m[None], *gps.reference)[0]
+    return {"lat_deg": float(latitude), "lon_deg": float(longitude), "alt_m": float(height)}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    database: Path
+    model: Any  # pycolmap.Reconstruction or None
+    registered: int
+
+
+def map_photos(request: dict[str, Any], gps: Positions, matcher: Matcher, settings: Settings, folder: Path) -> Attempt:
+    """Features, matches and poses with one choice of settings; the model with the most photos."""
+    photos, prepared = request["photos"], Path(request["prepared"])
+    folder.mkdir(parents=True)
+    database = folder / "database.db"
+    import_photos(database, prepared, photos)
+    names = [photo["image"] for photo in photos]
+    extract(database, prepared, names, settings)
+    order = sorted(range(len(photos)), key=lambda k: (photos[k]["taken_at"] or "", photos[k]["name"]))
+    pairs = choose_pairs(matcher, gps.enu_m[:, :2], order, generous=settings is STRONG)
+    match(database, names, pairs, folder / "pairs.txt")
+    models = run_mapper(database, prepared, folder / "models", len(photos))
+    model = max(models, key=lambda m: (m.num_reg_images(), m.num_points3D()), default=None)
+    registered = model.num_reg_images() if model is not None else 0
+    send(
+        log={
+            "event": "mapped",
+            "settings": settings.name,
+            "matcher": matcher.value,
+            "pairs": len(pairs),
+            "registered": registered,
+            "photos": len(photos),
+            "models": len(models),
+        }
+    )
+    return Attempt(database, model, registered)
+
+
+def import_photos(database: Path, prepared: Path, photos: list[dict[str, Any]]) -> None:
+    """One camera for all photos of the same size, make, model and focal length: shared intrinsics give better poses."""
+    pycolmap.Database.open(database).close()
+    groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for photo in photos:
+        ratio = photo["focal_ratio"]
+        key = (photo["width"], photo["height"], photo["camera"], round(ratio, 2) if ratio else None)
+        groups[key].append(photo["image"])
+    ratios = {photo["image"]: photo["focal_ratio"] for photo in photos}
+    for (width, height, *_), names in groups.items():
+        reader = pycolmap.ImageReaderOptions()
+        reader.camera_model = "SIMPLE_RADIAL"
+        ratio = ratios[names[0]]
+        if ratio:
+            reader.camera_params = f"{ratio * max(width, height)},{width / 2},{height / 2},0"
+        pycolmap.import_images(database, prepared, pycolmap.CameraMode.SINGLE, names, reader)
+
+
+def extract(database: Path, prepared: Path, names: list[str], settings: Settings) -> None:
+    options = pycolmap.FeatureExtractionOptions()
+    options.sift.first_octave = settings.first_octave
+    options.sift.max_num_features = settings.max_features
+    with count_rows(database, "keypoints", len(names), "photos", "Finding features"):
+        pycolmap.extract_features(database, prepared, names, extraction_options=options)
+
+
+def match(database: Path, names: list[str], pairs: list[tuple[int, int]], file: Path) -> None:
+    file.write_text("".join(f"{names[i]} {names[j]}\n" for i, j in pairs), encoding="utf-8")
+    pairing = pycolmap.ImportedPairingOptions()
+    pairing.match_list_path = file
+    pairing.block_size = PAIRS_A_TRANSACTION
+    with count_rows(database, "two_view_geometries", len(pairs), "pairs", "Comparing photos"):
+        pycolmap.match_image_pairs(database, pairing_options=pairing)
+
+
+def run_mapper(database: Path, prepared: Path, folder: Path, photos: int) -> list[Any]:
+    """Incremental mapping; all models found, perhaps none."""
+    folder.mkdir()
+    options = pycolmap.IncrementalPipelineOptions()
+    options.random_seed = SEED
+    options.min_model_size = min(10, max(3, photos // 4))
+    options.max_num_models = 5
+    registered = 0
+
+    def start() -> None:
+        nonlocal registered
+        registered = 2
+        send(progress=[registered, photos, "photos", "Placing cameras"])
+
+    def advance() -> None:
+        nonlocal registered
+        registered = min(registered + 1, photos)
+        send(progress=[registered, photos, "photos", "Placing cameras"])
+
+    send(progress=[0, photos, "photos", "Placing cameras"])
+    models = pycolmap.incremental_mapping(
+        database, prepared, folder, options, initial_image_pair_callback=start, next_image_callback=advance
+    )
+    return list(models.values())
+
+
+def require_enough(registered: int, photos: int) -> None:
+    advice = (
+        "Take photos that overlap by two thirds with their neighbours, from different positions (walk, do not only turn), "
+        "of things with visible texture, sharp and evenly lit."
+    )
+    if registered == 0:
+        raise StageError("NO_MODEL", f"No two of the {photos} photos could be related to each other. {advice}")
+    if registered < max(MIN_REGISTERED, MIN_REGISTERED_SHARE * photos):
+        raise StageError(
+            "TOO_FEW_REGISTERED", f"Only {registered} of {photos} photos could be placed in one scene. {advice}"
+        )
+
+
+def registered_images(model: Any) -> list[Any]:
+    return sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
+
+
+def align_model(model: Any, photos: list[dict[str, Any]], gps: Positions) -> Alignment:
+    """Transform ``model`` in place into the scene frame."""
+    row = {photo["image"]: k for k, photo in enumerate(photos)}
+    images = registered_images(model)
+    centres = np.array([image.projection_center() for image in images])
+    rotations = np.array([image.cam_from_world().rotation.matrix() for image in images])
+    points = np.array([point.xyz for point in model.points3D.values()]).reshape(-1, 3)
+    alignment = align(centres, rotations, points, gps.enu_m[[row[image.name] for image in images]])
+    s = alignment.scene_from_model
+    model.transform(pycolmap.Sim3d(s.scale, pycolmap.Rotation3d(s.rotation), s.translation))
+    return alignment
+
+
+def write_output(model: Any, request: dict[str, Any]) -> dict[str, str]:
+    """Undistort into ``output``/images and write ``output``/sparse; returns {prepared name: path in the output}."""
+    work, output = Path(request["work"]), Path(request["output"])
+    aligned, dense = work / "aligned", work / "dense"
+    aligned.mkdir()
+    model.write_binary(aligned)
+    options = pycolmap.UndistortCameraOptions()
+    options.max_image_size = request["long_side_px"]
+    count = model.num_reg_images()
+    with count_files(dense / "images", count, "photos", "Undistorting"):
+        pycolmap.undistort_images(
+            dense, aligned, request["prepared"], undistort_options=options, jpeg_quality=UNDISTORTED_QUALITY
+        )
+    names = output_names([photo for photo in request["photos"]])
+    flat = pycolmap.Reconstruction(dense / "sparse")
+    for folder in ("images", "sparse"):
+        shutil.rmtree(output / folder, ignore_errors=True)
+        (output / folder).mkdir(parents=True)
+    written = {}
+    for image in flat.images.values():
+        if not image.has_pose:
+            continue
+        source, prepared_name = dense / "images" / image.name, image.name
+        if not source.is_file():
+            raise StageError(
+                "UNDISTORT_FAILED",
+                f"The undistorted image of photo {prepared_name} was not written; see the job's log.",
+            )
+        target = output / "images" / names[prepared_name]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        strip_metadata(source)
+        shutil.move(source, target)
+        image.name = names[prepared_name]
+        written[prepared_name] = f"images/{names[prepared_name]}"
+    if len(written) != count:
+        raise StageError(
+            "UNDISTORT_FAILED", f"Only {len(written)} of {count} photos were undistorted; see the job's log."
+        )
+    flat.write_binary(output / "sparse")
+    for name in ("rigs.bin", "frames.bin"):  # one camera a photo: three files say all, and every reader knows them
+        (output / "sparse" / name).unlink(missing_ok=True)
+    return written
+
+
+def output_names(photos: list[dict[str, Any]]) -> dict[str, str]:
+    """{prepared name: <name as uploaded>.jpg}; where two would get the same one, the old suffix stays in the name."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for photo in photos:
+        uploaded = Path(photo["name"])
+        candidates = [
+            uploaded.with_suffix(".jpg"),
+            uploaded.with_name(f"{uploaded.stem}_{uploaded.suffix.lstrip('.')}.jpg"),
+        ]
+        candidates += [uploaded.with_name(f"{uploaded.stem}_{Path(photo['image']).stem}.jpg")]
+        name = next(c.as_posix() for c in candidates if c.as_posix().lower() not in taken)
+        taken.add(name.lower())
+        names[photo["image"]] = name
+    return names
+
+
+def why_not(database: Path, image: str) -> tuple[str, str]:
+    """Code and reason of a photo that was not registered."""
+    with closing(pycolmap.Database.open(database)) as db:
+        image_id = db.read_image_with_name(image).image_id
+        features = db.num_keypoints_for_image(image_id)
+        if features < FEW_FEATURES:
+            reason = f"shows too little texture ({features} features); it may be blurred, dark or of a plain surface"
+            return "TOO_LITTLE_TEXTURE", reason
+        ids, inliers = db.read_two_view_geometry_num_inliers()
+    partners = sum(image_id in pair and count >= 15 for pair, count in zip(pair_ids(ids), inliers, strict=True))
+    if partners == 0:
+        return "NO_OVERLAP", "shows nothing that any other photo shows; take photos in between"
+    return (
+        "NOT_REGISTERED",
+        f"overlaps with {partners} other photos, but not enough to fix its position; take photos in between",
+    )
+
+
+def pair_ids(ids: Any) -> Iterator[tuple[int, int]]:
+    for pair in ids:
+        yield pair if isinstance(pair, tuple) else pycolmap.pair_id_to_image_pair(pair)
+
+
+# Messages to the parent and progress by looking at what the library has written
+
+
+def send(**message: Any) -> None:
+    print(json.dumps(message), flush=True)
+
+
+@contextmanager
+def count_rows(database: Path, table: str, total: int, unit: str, text: str) -> Iterator[None]:
+    """Report the number of rows of ``table`` as progress while the block runs."""
+
+    def count() -> int:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=0.2)) as connection:
+            return int(connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
+
+    with watch(count, total, unit, text):
+        yield
+
+
+@contextmanager
+def count_files(folder: Path, total: int, unit: str, text: str) -> Iterator[None]:
+    with watch(lambda: sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0, total, unit, text):
+        yield
+
+
+@contextmanager
+def watch(count: Any, total: int, unit: str, text: str) -> Iterator[None]:
+    """Send ``count()`` as progress twice a second; a count that fails (database locked) is tried again."""
+    finished = threading.Event()
+    send(progress=[0, total, unit, text])
+
+    def loop() -> None:
+        while not finished.wait(0.5):
+            try:
+                send(progress=[min(count(), total), total, unit, text])
+            except sqlite3.OperationalError:
+                continue
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+    send(progress=[total, total, unit, text])
+
+
+def watch_parent() -> None:
+    """End this process when its parent is gone: nobody would read the result."""
+    parent = os.getppid()
+
+    def loop() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=loop, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()
