@@ -1,0 +1,110 @@
+"""The photos of a scene for training, stopping and testing, and the Gaussians to begin with."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from job import StageError
+from splat.cameras import Scene, View
+from splat.images import load_photo
+from splat.model import SH_C0, Gaussians
+from train.engine import Photo
+
+FEWEST_VIEWS = 4
+FEWEST_POINTS = 20
+HELD_OUT_EVERY = 8
+VALIDATION_SHARE, VALIDATION_MOST = 12, 4
+START_OPACITY = 0.3
+NEIGHBOURS = 3
+
+
+@dataclass(frozen=True)
+class Dataset:
+    train: list[Photo]
+    validation: list[Photo]  # for the stop rule only; empty when it is not used
+    test: list[Photo]  # never used for any decision
+
+
+def load_dataset(scene: Scene, long_side: int, with_validation: bool) -> Dataset:
+    """Load all photos at ``long_side`` (never enlarged). Test: names[0::8]; validation: a few of the others.
+
+    Raises StageError TOO_FEW_PHOTOS and PHOTO_UNREADABLE.
+    """
+    if len(scene.views) < FEWEST_VIEWS:
+        raise StageError(
+            "TOO_FEW_PHOTOS",
+            f"Only {len(scene.views)} photos have a known camera, but training needs at least {FEWEST_VIEWS}. "
+            "Add photos that overlap by at least two thirds and are sharp.",
+        )
+
+    def load(view: View) -> Photo:
+        fitted = view.fitted(long_side)
+        try:
+            return Photo(fitted, load_photo(scene.photo_path(view), fitted.width, fitted.height))
+        except ValueError as error:
+            raise StageError("PHOTO_UNREADABLE", f"{error}. Run SfM again.") from error
+
+    with ThreadPoolExecutor() as pool:
+        photos = list(pool.map(load, scene.views))
+    test = photos[::HELD_OUT_EVERY]
+    rest = [photo for i, photo in enumerate(photos) if i % HELD_OUT_EVERY]
+    count = min(VALIDATION_MOST, len(rest) // VALIDATION_SHARE) if with_validation else 0
+    chosen = set(np.linspace(0, len(rest) - 1, count + 2)[1:-1].astype(int).tolist())
+    train = [photo for i, photo in enumerate(rest) if i not in chosen]
+    return Dataset(train, [rest[i] for i in sorted(chosen)], test)
+
+
+def scene_extent(views: list[View]) -> float:
+    """1.1 times the largest distance of a camera from the cameras' centroid, in scene units."""
+    centers = np.array([view.center for view in views])
+    return 1.1 * float(np.linalg.norm(centers - centers.mean(axis=0), axis=1).max())
+
+
+def initial_gaussians(scene: Scene, most: int, rng: np.random.Generator) -> Gaussians:
+    """One round Gaussian per sparse point, as wide as the root mean square distance to its three nearest neighbours.
+
+    At most ``most`` points, drawn at random. Raises StageError TOO_FEW_POINTS.
+    """
+    keep = np.flatnonzero(np.isfinite(scene.points_xyz).all(axis=1))
+    if len(keep) < FEWEST_POINTS:
+        raise StageError(
+            "TOO_FEW_POINTS",
+            f"SfM found only {len(keep)} points in the scene. Use sharper photos of a subject with visible texture.",
+        )
+    if len(keep) > most:
+        keep = np.sort(rng.choice(keep, most, replace=False))
+    xyz = scene.points_xyz[keep].astype(np.float32)
+    n = len(xyz)
+    distance = np.sqrt(np.maximum(neighbour_distances_squared(xyz).mean(axis=1), 1e-14))
+    low, high = np.quantile(distance, [0.01, 0.99])
+    scales = np.clip(distance, low, high)
+    sh = np.zeros((n, 1, 3), np.float32)
+    sh[:, 0] = (scene.points_rgb[keep] / 255.0 - 0.5) / SH_C0
+    return Gaussians(
+        means=xyz,
+        log_scales=np.repeat(np.log(scales)[:, None], 3, axis=1),
+        quats=np.tile(np.array([1, 0, 0, 0], np.float32), (n, 1)),
+        opacity_logits=np.full(n, np.log(START_OPACITY / (1 - START_OPACITY))),
+        sh=sh,
+    )
+
+
+def neighbour_distances_squared(xyz: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[N, 3] squared distances to the three nearest other points (approximate for more than 20,000 points)."""
+    n = len(xyz)
+    centred = np.ascontiguousarray(xyz - xyz.mean(axis=0))
+    if n <= 20_000:
+        index = faiss.IndexFlatL2(3)
+    else:
+        index = faiss.IndexIVFFlat(faiss.IndexFlatL2(3), 3, round(n**0.5))
+        index.nprobe = 4
+        index.train(centred)
+    index.add(centred)
+    squared, _ = index.search(centred, NEIGHBOURS + 1)
+    usable = np.where(squared[:, 1:] < np.finfo(np.float32).max, squared[:, 1:], np.nan)
+    return np.nan_to_num(usable, nan=float(np.nanmedian(usable)))

@@ -1,0 +1,117 @@
+"""What the trainer needs of an engine: the CPU (numba) and the GPU (torch and gsplat) do the same things."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from splat.cameras import View
+from splat.model import Gaussians
+
+LEVELS = (4, 2, 1)  # photos are shrunk by these factors, coarse first
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo at the training resolution, with the camera of exactly this size."""
+
+    view: View
+    pixels: NDArray[np.uint8]  # [H, W, 3]
+
+    def shrunk(self, level: int) -> Photo:
+        """Both sides divided by ``level`` (area filter), with the camera that belongs to the true new size."""
+        if level == 1:
+            return self
+        width, height = max(1, self.view.width // level), max(1, self.view.height // level)
+        small = Image.fromarray(self.pixels).resize((width, height), Image.Resampling.BOX)
+        return Photo(self.view.resized(width, height), np.asarray(small))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of one step, absolute; ``means`` in scene units."""
+
+    means: float
+    scales: float
+    quats: float
+    opacities: float
+    sh0: float
+    sh_rest: float
+    noise: float  # scene units; 0 = none
+    opacity_pull: float  # weight of the mean opacity in the loss
+    scale_pull: float  # weight of the mean scale, in scene units, in the loss
+
+
+class Engine(Protocol):
+    """One model in training. Capacity is fixed: there are never more than ``capacity`` Gaussians."""
+
+    name: str
+    device: str
+    capacity: int
+
+    def load(self, gaussians: Gaussians) -> None:
+        """Begin with these Gaussians, with the optimiser at rest."""
+
+    def step(self, photo: int, level: int, sh_degree: int, rates: Rates) -> None:
+        """One optimiser step on training photo number ``photo``, shrunk by ``level``."""
+
+    def mean_loss(self) -> float:
+        """Mean loss of the steps since the last call; NaN when there was none. May wait for the device."""
+
+    def count(self) -> int: ...
+
+    def opacities(self) -> NDArray[np.float32]:
+        """[N] in 0..1."""
+
+    def log_scales(self) -> NDArray[np.float32]:
+        """[N, 3]."""
+
+    def adopt(
+        self,
+        sources: NDArray[np.int64],
+        targets: NDArray[np.int64],
+        logits: NDArray[np.float32],
+        log_scales: NDArray[np.float32],
+        rest_sources: bool,
+    ) -> None:
+        """Make each target a copy of its source, both with this opacity and scale; targets may lie beyond the count.
+
+        The optimiser's moments of the targets, and of the sources when ``rest_sources``, become zero.
+        """
+
+    def render(self, view: View, sh_degree: int) -> NDArray[np.float32]:
+        """[H, W, 3] on black."""
+
+    def gaussians(self) -> Gaussians: ...
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Everything that ``restore`` needs to go on exactly here."""
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None: ...
+
+    def versions(self) -> dict[str, str]: ...
+
+
+def gpu_available() -> bool:
+    """Whether torch with CUDA and gsplat are there. Does not import torch where gsplat is not installed."""
+    if importlib.util.find_spec("gsplat") is None or importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def open_engine(photos: list[Photo], capacity: int, sh_degree: int, seed: int, gpu: bool) -> Engine:
+    """The GPU engine when ``gpu``, else the CPU engine."""
+    if gpu:
+        from train.engine_gpu import GpuEngine
+
+        return GpuEngine(photos, capacity, sh_degree, seed)
+    from train.engine_cpu import CpuEngine
+
+    return CpuEngine(photos, capacity, sh_degree, seed)

@@ -1,0 +1,53 @@
+"""Presets: how large, how long. An option that is given replaces the preset's value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from train.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Preset:
+    """``budget_s`` and ``max_iterations``: whichever is used up first ends the training."""
+
+    long_side: int  # pixels
+    max_gaussians: int
+    sh_degree: int
+    budget_s: float
+    max_iterations: int
+    stop_on_plateau: bool
+    schedule: Schedule = field(default_factory=Schedule)
+
+
+CPU = {
+    "draft": Preset(400, 30_000, 1, 54, 20_000, False),
+    "standard": Preset(640, 60_000, 1, 235, 30_000, False),
+    "high": Preset(960, 150_000, 2, 1_500, 60_000, True, Schedule(half_from=0.04, full_from=0.2)),
+}
+_GPU = Schedule(half_from=0.1, full_from=0.3, refine_every=100, growth=0.05, means_rate=1.6e-4, rate=1.0, noise=5e5)
+GPU = {
+    "draft": Preset(1000, 150_000, 1, 120, 3_000, False, _GPU),
+    "standard": Preset(1600, 500_000, 2, 1_200, 10_000, True, _GPU),
+    "high": Preset(1600, 1_000_000, 3, 3_600, 20_000, True, _GPU),
+}
+NAMES = tuple(CPU)
+
+
+def choose(
+    name: str,
+    gpu: bool,
+    max_gaussians: int | None,
+    max_iterations: int | None,
+    long_side: int | None,
+    sh_degree: int | None,
+) -> Preset:
+    """The preset for this device with the options that were given."""
+    preset = (GPU if gpu else CPU)[name]
+    return replace(
+        preset,
+        max_gaussians=max_gaussians or preset.max_gaussians,
+        max_iterations=max_iterations or preset.max_iterations,
+        long_side=long_side or preset.long_side,
+        sh_degree=preset.sh_degree if sh_degree is None else sh_degree,
+    )
