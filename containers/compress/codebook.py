@@ -106,9 +106,13 @@ def nearest(codebook: NDArray[np.floating], values: NDArray[np.floating]) -> NDA
 
 
 def palette_size(count: int) -> int:
-    """Entries for ``count`` Gaussians: one for sixteen, a power of two within what the format and a CPU allow."""
-    wanted = 2 ** round(float(np.log2(max(count, 1) / 16)))
-    return max(1, min(count, PALETTE_MAX_CPU, max(PALETTE_MIN, wanted)))
+    """Entries for ``count`` Gaussians, a power of two: one for sixteen, more in small scenes, fewer in huge ones.
+
+    At least 1,024 but never more than one for four, or the palette itself would be most of the file.
+    """
+    by_count = 2 ** round(float(np.log2(max(count, 1) / 16)))
+    at_most = 2 ** int(np.log2(max(count / 4, 1)))
+    return max(1, min(max(PALETTE_MIN, by_count), at_most, PALETTE_MAX_CPU))
 
 
 def fit_palette(

@@ -78,8 +78,8 @@ def encode_to_quality(
 ) -> tuple[EncodedSog, Gaussians]:
     """Encode, decode and look; below 45 dB against the trained scene the palette is doubled, up to what SOG holds.
 
-    Returns the file and what a viewer will make of it. When the largest palette is not enough the result is used all the
-    same; the log and the report say so.
+    Returns the file and what a viewer will make of it. When the largest palette is not enough the result is used
+    all the same; the log and the report say so.
     """
     chosen = [view.fitted(GATE_LONG_SIDE) for view in spread(views, GATE_VIEWS)]
     wanted = [draw(original, view) for view in chosen]
@@ -122,5 +122,5 @@ def compare_with_photo(path: Path, view: View, picture: NDArray[np.float32]) -> 
         limited_psnr(picture, truth),
         float(ssim(picture, truth)),
         photo,
-        np.rint(picture * 255).astype(np.uint8),
+        pixels,
     )

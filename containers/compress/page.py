@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from job.contract import write_json_atomically
 
 PAGE_FOLDER = Path(__file__).parent / "page"
 VIEWER_FILES = {"public/index.js": "index.js", "public/index.css": "index.css", "LICENSE": "LICENSE-viewer.txt"}
+INLINE_HANDLER = (
+    "event.stopPropagation()"  # the only inline script in the viewer's own markup
+)
 PAGE_FILES = ("page.js", "page.css")
 
 
@@ -26,5 +31,11 @@ def write_page(folder: Path, title: str, settings: dict[str, Any]) -> None:
     for name in PAGE_FILES:
         shutil.copyfile(PAGE_FOLDER / name, folder / name)
     write_json_atomically(folder / "settings.json", settings)
-    html = environment().get_template("index.html.j2").render(title=title)
+    html = environment().get_template("index.html.j2").render(title=title, handler_hash=handler_hash())
     (folder / "index.html").write_text(html, encoding="utf-8")
+
+
+def handler_hash() -> str:
+    """The viewer's inline handler as a source of a Content Security Policy (CSP 3, section 2.3.1)."""
+    digest = hashlib.sha256(INLINE_HANDLER.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"

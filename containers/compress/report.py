@@ -85,7 +85,7 @@ def build_report(
     report = {
         "job_id": options.get("job_id") or "local",
         "title": read_title(options),
-        "created_at": options.get("created_at") or datetime.now(UTC).isoformat(timespec="seconds"),
+        "created_at": read_created_at(options),
         "photos": {
             "total": scene["photos"],
             "registered": scene["registered"],
@@ -136,6 +136,16 @@ def check_report(report: dict[str, Any]) -> None:
 
 def read_title(options: dict[str, str]) -> str:
     return options.get("title", "").strip() or options.get("scene", "").strip() or "Scene"
+
+
+def read_created_at(options: dict[str, str]) -> str:
+    """ISO 8601 with a time zone; now when the option is absent. Raises StageError BAD_OPTION."""
+    text = options.get("created_at", "").strip()
+    try:
+        when = datetime.fromisoformat(text) if text else datetime.now(UTC)
+    except ValueError:
+        raise StageError("BAD_OPTION", f"Option 'created_at' is {text!r}; it must be an ISO 8601 time.") from None
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).isoformat(timespec="seconds")
 
 
 def default_basis(price_usd_per_hour: float) -> str:

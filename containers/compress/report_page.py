@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from compress.templates import environment
 
 PREVIEW_PAIRS = 3
 PREVIEW_LONG_SIDE = 900
-PLOT_WIDTH, PLOT_HEIGHT = 640, 260
-PLOT_MARGIN = {"left": 44, "right": 14, "top": 14, "bottom": 40}
+PLOT_WIDTH, PLOT_HEIGHT = 640, 280
+PLOT_MARGIN = {"left": 44, "right": 22, "top": 14, "bottom": 52}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def write_report_page(
             pairs=choose_pairs(heldout),
             curve=draw_curve(curve),
             gate_db=GATE_DB,
+            date=date,
             duration=duration,
             size=size,
             money=money,
@@ -88,7 +90,7 @@ def draw_curve(curve: list[dict[str, Any]]) -> Markup | None:
     if len(points) < 2:
         return None
     xs, ys = zip(*points, strict=True)
-    x_ticks, y_ticks = nice_ticks(0.0, max(xs), 5), nice_ticks(min(ys), max(ys), 4)
+    x_ticks, y_ticks = nice_ticks(0.0, max(xs), 5), nice_ticks(min(ys), max(ys), 4, beyond=True)
     y_low, y_high = min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])
 
     def x_of(value: float) -> float:
@@ -104,6 +106,7 @@ def draw_curve(curve: list[dict[str, Any]]) -> Markup | None:
             width=PLOT_WIDTH,
             height=PLOT_HEIGHT,
             left=PLOT_MARGIN["left"],
+            top=PLOT_MARGIN["top"],
             right=PLOT_WIDTH - PLOT_MARGIN["right"],
             bottom=PLOT_HEIGHT - PLOT_MARGIN["bottom"],
             x_ticks=[(x_of(t), number(t)) for t in x_ticks],
@@ -115,13 +118,21 @@ def draw_curve(curve: list[dict[str, Any]]) -> Markup | None:
     )
 
 
-def nice_ticks(low: float, high: float, wanted: int) -> list[float]:
-    """Round numbers, 1, 2 or 5 times a power of ten apart, from at or below ``low`` to at or below ``high``."""
+def nice_ticks(low: float, high: float, wanted: int, beyond: bool = False) -> list[float]:
+    """Round numbers, 1, 2 or 5 times a power of ten apart, from at or below ``low`` to ``high`` or the next."""
     raw = max(high - low, 1e-6) / wanted
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
     first = math.floor(low / step)
-    return [round(k * step, 10) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+    last = math.ceil(high / step - 1e-9) if beyond else math.floor(high / step + 1e-9)
+    return [round(k * step, 10) for k in range(first, last + 1)]
+
+
+def date(iso: str) -> str:
+    """23 November 2026, 20:59 UTC."""
+    when = datetime.fromisoformat(iso)
+    when = when.astimezone(UTC) if when.tzinfo else when
+    return f"{when.day} {when:%B %Y, %H:%M} UTC"
 
 
 def duration(seconds: float) -> str:

@@ -4,6 +4,17 @@ import { createViewer } from './index.js';
 const here = (name) => new URL(name, import.meta.url).href;
 const flags = new URL(location.href).searchParams;
 
+// Nobody has chosen yet whether the list of controls is open: the scene comes first, a button opens the list.
+const closeControlsOnce = () => {
+    try {
+        if (localStorage.getItem('controlsPanelOpen') === null) {
+            localStorage.setItem('controlsPanelOpen', 'false');
+        }
+    } catch (error) {
+        console.info('no storage for preferences', error);
+    }
+};
+
 const report = (text) => {
     const problem = document.getElementById('problem');
     problem.textContent = text;
@@ -19,6 +30,8 @@ const load = async (name) => {
 };
 
 const start = async () => {
+    document.body.classList.toggle('bare', flags.has('noui'));
+    closeControlsOnce();
     const contents = load('scene.sog');
     const settings = load('settings.json').then((response) => response.json());
     await Promise.all([contents, settings]);
