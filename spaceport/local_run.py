@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+import json
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spaceport.clock import RealClock
+from spaceport.engine import Engine
+from spaceport.storage import write_json
+
 Listener = Callable[[dict[str, Any]], None]
+
+WORK = ".spaceport"
+OWNER = "you@spaceport.local"  # who is told when no e-mail option is given; mail lands in the outbox either way
+MAIL_TIMEOUT_S = 60.0
+POLL_S = 0.2
+# Nothing is billed here and nobody else uploads: no waiting for stragglers, no price, and a laptop's time instead of a cluster's.
+PARAMETERS = {
+    "QuietPeriodSeconds": "1",
+    "PricesUsdPerHour": "*=0",
+    "UseSpot": "false",
+    "SenderEmail": "spaceport@spaceport.local",
+    "NotificationEmail": OWNER,
+    "SfmMaxRuntimeSeconds": "86400",
+    "TrainMaxRuntimeSeconds": "172800",
+    "CompressMaxRuntimeSeconds": "86400",
+}
 
 
 class LocalRunError(Exception):
-    """The run could not be started or resumed; the text says why and what to do."""
+    """The run could not be started or resumed, or the engine itself failed; the text says why and what to do."""
 
 
 @dataclass
 class Outcome:
-    """How a run ended. ``status`` is SUCCEEDED, FAILED, ABORTED, TIMED_OUT, or STOPPED when ``stop`` was called."""
+    """How a run ended.
+
+    ``status`` is SUCCEEDED, FAILED, ABORTED, TIMED_OUT, or STOPPED when ``stop`` was called. ``seconds`` is the wall time of this
+    call, ``control_plane_s`` the part of it that was not inside stage programs. ``seconds_by_state`` covers the whole execution.
+    """
 
     status: str
     job_id: str | None = None
@@ -28,15 +59,283 @@ class Outcome:
     control_plane_s: float = 0.0
 
 
-def run(
-    photos: Path, out: Path, options: dict[str, Any], listener: Listener, jobs_dir: Path | None = None
-) -> Outcome:
-    raise NotImplementedError
-
-
-def resume(out: Path, listener: Listener) -> Outcome:
-    raise NotImplementedError
+_stop_requested = threading.Event()
 
 
 def stop() -> None:
-    raise NotImplementedError
+    """Let the run of this process save its checkpoint and return; for signal handlers. ``resume`` goes on later."""
+    _stop_requested.set()
+
+
+def run(
+    photos: Path,
+    out: Path,
+    options: dict[str, Any],
+    listener: Listener,
+    jobs_dir: Path | None = None,
+    **engine_options: Any,
+) -> Outcome:
+    """Turn a folder of photos (or one .zip or video) into the result folder ``out``, and wait for it.
+
+    ``options`` are those of job.json. ``jobs_dir`` is where stage programs work, by default inside ``out``. Raises LocalRunError when
+    there is nothing to start with, or ``out`` holds a run that is not finished. ``engine_options`` are for tests (see Engine).
+    """
+    started = time.monotonic()
+    if not photos.exists():
+        raise LocalRunError(f"There is no folder {photos}.")
+    work = out / WORK
+    with _locked(out):
+        _clear_finished(work, out)
+        plan = {
+            "photos": str(photos.resolve()),
+            "scene": scene_name(photos),
+            "options": options,
+            "jobs_dir": str(jobs_dir.resolve()) if jobs_dir else None,
+            "uploaded": False,
+            "finished": False,
+        }
+        write_json(work / "run.json", plan)
+        return _Run(out, plan, listener, started, engine_options).go(take_over=False)
+
+
+def resume(out: Path, listener: Listener, **engine_options: Any) -> Outcome:
+    """Go on with the run in ``out`` where it was: finished stages are not repeated, training goes on from its checkpoint.
+
+    Raises LocalRunError when there is no run in ``out``, or another process works on it.
+    """
+    started = time.monotonic()
+    file = out / WORK / "run.json"
+    if not file.is_file():
+        raise LocalRunError(f"There is no run in {out}. Start one with: spaceport run PHOTOS --out {out}")
+    with _locked(out):
+        plan = json.loads(file.read_text(encoding="utf-8"))
+        return _Run(out, plan, listener, started, engine_options).go(take_over=True)
+
+
+def scene_name(photos: Path) -> str:
+    """The folder's name as a scene name: lower case, digits and hyphens, at most 40 characters."""
+    stem = photos.resolve().stem if photos.is_file() else photos.resolve().name
+    name = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:40].strip("-")
+    return name or "scene"
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """One process at a time works in ``out``; the lock goes with the process."""
+    work = out / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LocalRunError(
+                f"Another spaceport process works in {out}. Wait for it, or choose another folder."
+            ) from error
+        yield
+
+
+def _clear_finished(work: Path, out: Path) -> None:
+    """Make room for a new run. Raises LocalRunError rather than throw an unfinished one away."""
+    file = work / "run.json"
+    if file.is_file():
+        if not json.loads(file.read_text(encoding="utf-8"))["finished"]:
+            raise LocalRunError(
+                f"{out} holds a run that is not finished. Go on with: spaceport resume {out}, or delete {work}."
+            )
+        for entry in work.iterdir():
+            if entry.name != "lock":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        for name in (
+            json.loads((out / WORK).joinpath("published.json").read_text())
+            if (work / "published.json").exists()
+            else []
+        ):
+            _remove(out / name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class _Run:
+    """One call of ``run`` or ``resume``."""
+
+    def __init__(
+        self, out: Path, plan: dict[str, Any], listener: Listener, started: float, engine_options: dict[str, Any]
+    ) -> None:
+        self.out = out.resolve()
+        self.work = self.out / WORK
+        self.plan = plan
+        self.listener = listener
+        self.started = started
+        self.engine_options = engine_options
+        self.wake = threading.Event()
+        self.problem: str | None = None
+
+    def go(self, take_over: bool) -> Outcome:
+        _stop_requested.clear()
+        clock = RealClock(on_error=self._on_clock_error)
+        engine = self._engine(clock, take_over)
+        try:
+            clock.start()
+            try:
+                self._upload(engine)
+                execution = self._wait(engine)
+                if execution is None:
+                    engine.sagemaker.suspend()
+                    return self._outcome(engine, None, "STOPPED")
+                self._let_mail_out(engine, clock)
+                return self._finish(engine, execution)
+            finally:
+                clock.stop()
+        finally:
+            engine.close()
+
+    def _engine(self, clock: RealClock, take_over: bool) -> Engine:
+        objects = self.work / "objects" / "spaceport-bucket-123456789012" / "results"
+        parameters = {**PARAMETERS, "ResultBaseUrl": objects.as_uri()}
+        jobs_dir = self.plan["jobs_dir"]
+        return Engine(
+            self.work,
+            parameters,
+            clock,
+            self._on_event,
+            jobs_dir=Path(jobs_dir) if jobs_dir else None,
+            outbox=self.out / "outbox",
+            take_over=take_over,
+            **self.engine_options,
+        )
+
+    def _on_clock_error(self, error: BaseException) -> None:
+        self.problem = self.problem or f"The engine failed: {type(error).__name__}: {error}"
+        self.listener({"type": "log", "time": time.time(), "text": self.problem})
+        self.wake.set()
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        if event.get("dropped"):
+            self.problem = self.problem or event["text"]
+        if event["type"] == "execution_ended" or event.get("dropped"):
+            self.wake.set()
+        self.listener(event)
+
+    # Photos in
+
+    def _upload(self, engine: Engine) -> None:
+        """Store the photos under uploads/<scene>/, then job.json, which starts the job."""
+        if self.plan["uploaded"]:
+            return
+        prefix = f"uploads/{self.plan['scene']}/"
+        photos = Path(self.plan["photos"])
+        for path, name in self._photos(photos):
+            if _stop_requested.is_set():
+                return
+            if not engine.storage.exists(engine.bucket, prefix + name):
+                engine.storage.put_file(engine.bucket, prefix + name, path)
+        job = {**self.plan["options"], "ready": True}
+        engine.storage.put_bytes(engine.bucket, prefix + "job.json", json.dumps(job).encode())
+        self._note(uploaded=True)
+
+    def _photos(self, photos: Path) -> Iterator[tuple[Path, str]]:
+        """Files to upload with their names below the folder; hidden files, and what lies in the output folder, are left out."""
+        if photos.is_file():
+            yield photos, photos.name
+            return
+        for path in sorted(photos.rglob("*")):
+            name = path.relative_to(photos)
+            hidden = any(part.startswith(".") for part in name.parts)
+            if (
+                path.is_file()
+                and not hidden
+                and not path.resolve().is_relative_to(self.out)
+                and str(name) != "job.json"
+            ):
+                yield path, name.as_posix()
+
+    def _note(self, **changes: Any) -> None:
+        self.plan.update(changes)
+        write_json(self.work / "run.json", self.plan)
+
+    # Waiting
+
+    def _wait(self, engine: Engine) -> dict[str, Any] | None:
+        """The execution once it has ended; None when ``stop`` was called before."""
+        while not _stop_requested.is_set():
+            execution = _newest(engine)
+            if execution and execution["status"] != "RUNNING":
+                return execution
+            if self.problem:
+                log = self.work / "logs"
+                raise LocalRunError(f"{self.problem}. The logs are in {log}; spaceport resume tries again.")
+            self.wake.wait(POLL_S)
+            self.wake.clear()
+        return None
+
+    def _let_mail_out(self, engine: Engine, clock: RealClock) -> None:
+        """The mail of an execution that was aborted or timed out is sent after its end."""
+        delivered = threading.Event()
+        clock.call_soon(delivered.set)  # runs after the events that the end of the execution has queued
+        delivered.wait(MAIL_TIMEOUT_S)
+        engine.wait_idle(MAIL_TIMEOUT_S)
+
+    # Results out
+
+    def _finish(self, engine: Engine, execution: dict[str, Any]) -> Outcome:
+        outcome = self._outcome(engine, execution, execution["status"])
+        if outcome.status == "SUCCEEDED":
+            self._publish(engine, execution["name"])
+            outcome.results = self.out
+        else:
+            row = engine.row(f"JOB#{execution['name']}") or {}
+            failure = row.get("failure") or {}
+            outcome.error_code = failure.get("code") or execution.get("error") or outcome.status
+            outcome.reason = failure.get("reason") or execution.get("cause") or ""
+        self._note(finished=True)
+        outcome.seconds = time.monotonic() - self.started
+        outcome.control_plane_s = outcome.seconds - engine.sagemaker.seconds_in_programs
+        return outcome
+
+    def _publish(self, engine: Engine, job_id: str) -> None:
+        """Copy results/<scene>/<job>/ beside the folder, then move each entry into place, the page last."""
+        prefix = f"results/{self.plan['scene']}/{job_id}/"
+        staging = self.work / "results"
+        shutil.rmtree(staging, ignore_errors=True)
+        for key in engine.storage.list(engine.bucket, prefix):
+            target = staging / key.removeprefix(prefix)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(engine.storage.read(engine.bucket, key))
+        names = sorted((entry.name for entry in staging.iterdir()), key=lambda name: (name == "index.html", name))
+        write_json(self.work / "published.json", names)
+        for name in names:
+            _remove(self.out / name)
+            (staging / name).rename(self.out / name)
+        staging.rmdir()
+
+    def _outcome(self, engine: Engine, execution: dict[str, Any] | None, status: str) -> Outcome:
+        execution = execution or _newest(engine)
+        seconds = time.monotonic() - self.started
+        outcome = Outcome(status, execution["name"] if execution else None, seconds=seconds)
+        outcome.control_plane_s = seconds - engine.sagemaker.seconds_in_programs
+        if execution:
+            outcome.seconds_by_state = seconds_by_state(engine, execution["executionArn"])
+        return outcome
+
+
+def _newest(engine: Engine) -> dict[str, Any] | None:
+    executions = engine.step_functions.list_executions(engine.machine_arn)
+    return engine.step_functions.describe_execution(executions[0]["executionArn"]) if executions else None
+
+
+def seconds_by_state(engine: Engine, execution_arn: str) -> dict[str, float]:
+    """Wall-clock seconds between entering and leaving each Task state, in order; time in which no engine ran counts too."""
+    seconds: dict[str, float] = {}
+    entered: dict[str, float] = {}
+    for event in engine.step_functions.get_execution_history(execution_arn):
+        if event["type"] == "TaskStateEntered":
+            entered[event["stateEnteredEventDetails"]["name"]] = event["timestamp"].timestamp()
+        elif event["type"] == "TaskStateExited":
+            name = event["stateExitedEventDetails"]["name"]
+            seconds[name] = seconds.get(name, 0.0) + event["timestamp"].timestamp() - entered[name]
+    return seconds

@@ -102,6 +102,7 @@ class SageMaker:
         self.jobs: dict[tuple[str, str], Record] = {}
         self.running: dict[tuple[str, str], Running] = {}
         self.seconds_in_programs = 0.0
+        self._suspended = False
 
     # API
 
@@ -169,7 +170,7 @@ class SageMaker:
             and request.get("NameContains", "") in record.name
             and request.get("StatusEquals", record.status) == record.status
         ]
-        found.sort(key=lambda job: job["CreationTime"], reverse=True)
+        found.sort(key=lambda job: str(job["CreationTime"]), reverse=True)
         return {f"{title}JobSummaries": found[: request.get("MaxResults", 100)]}
 
     def arn(self, kind: str, name: str) -> str:
@@ -186,6 +187,8 @@ class SageMaker:
     def _begin(self, record: Record) -> None:
         """Download the inputs, then start the program."""
         with self.lock:
+            if self._suspended:
+                return  # its record says InProgress: `resume` takes it from there
             if record.status != "InProgress":
                 self._finish(record, "Stopped", "Stopped")
                 return
@@ -353,7 +356,8 @@ class SageMaker:
         self._finish(record, status, secondary, reason)
         self._let_go(running)
 
-    def _let_go(self, running: Running) -> None:
+    @staticmethod
+    def _let_go(running: Running) -> None:
         running.ended.set()
         running.released.set()
 
@@ -390,6 +394,7 @@ class SageMaker:
         Called from any thread but the clock's. A program that has not ended after ``timeout_s`` is killed.
         """
         with self.lock:
+            self._suspended = True
             running = list(self.running.items())
             for key, _job in running:
                 self._end_program(self.jobs[key], "suspended")
@@ -397,6 +402,13 @@ class SageMaker:
             if not job.released.wait(timeout_s) and job.handle:
                 job.handle.kill()
                 job.released.wait(timeout_s)
+
+    def close(self) -> None:
+        """Kill what still runs."""
+        with self.lock:
+            for job in self.running.values():
+                if job.handle:
+                    job.handle.kill()
 
     def resume(self) -> None:
         """Take over the jobs of an earlier engine.
@@ -454,10 +466,11 @@ def service_model() -> ServiceModel:
 def validate(operation: str, request: dict[str, Any]) -> None:
     """Raise ServiceError ValidationException unless ``request`` fits the service description of ``operation``."""
     shape = service_model().operation_model(operation).input_shape
+    assert shape is not None
     report = ParamValidator().validate(request, shape)
     if report.has_errors():
         raise ServiceError("ValidationException", report.generate_report())
-    problems = list(_limits(request, shape, "")) if shape else []
+    problems = _limits(request, shape, "")
     if problems:
         count = f"{len(problems)} validation error{'s' if len(problems) > 1 else ''} detected: "
         raise ServiceError("ValidationException", count + "; ".join(problems))

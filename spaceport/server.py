@@ -251,7 +251,7 @@ def in_process_session() -> boto3.Session:
             raise ServiceError("NoEngine", "no engine runs in this process", 500)
         return send_in_process(_InProcess.application, request)
 
-    core.register("before-send", before_send)
+    core.register("before-send", before_send)  # type: ignore[arg-type] # its answer is used, which the stubs do not know
     return boto3.Session(botocore_session=core, region_name=REGION)
 
 

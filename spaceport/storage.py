@@ -185,7 +185,7 @@ class Storage:
         path = self._path(str(found.bucket_name), name)
         staged.replace(path)
         found._value_buffer.close()
-        found._value_buffer = FileValue(path)  # type: ignore[assignment]
+        found._value_buffer = FileValue(path)
         found.multipart = None  # its parts are temporary files
         self._stored[str(found.bucket_name), name] = path
         record = {
