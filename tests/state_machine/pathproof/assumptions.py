@@ -1,0 +1,77 @@
+"""What the proof takes for granted about the world around a definition, and each exception from its rules, with a reason.
+
+Each entry is a promise that somebody else keeps; an exception that nothing needs any more is itself reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tests.state_machine.pathproof.shapes import EMPTY_OBJECT, Shape, closed_object, text
+
+KIB = 1024
+STATE_LIMIT_BYTES = 256 * KIB  # Step Functions quota: input or output of a task, state or execution
+CAUSE_CHARACTERS = 32_768  # API reference, SendTaskFailure: cause
+ERROR_CHARACTERS = 256  # API reference, SendTaskFailure: error
+TOKEN_CHARACTERS = 2_048  # API reference, SendTaskFailure: taskToken
+
+# Errors that may well not happen again: the service was busy or broken, or our code says so itself.
+TRANSIENT_ERRORS = frozenset(
+    {
+        "Spaceport.Transient",
+        "Lambda.ServiceException",
+        "Lambda.AWSLambdaException",
+        "Lambda.SdkClientException",
+        "Lambda.TooManyRequestsException",
+        "Lambda.Unknown",  # the environment died without a word; the handlers may be called again
+        "DynamoDB.InternalServerErrorException",
+        "DynamoDB.ProvisionedThroughputExceededException",
+        "DynamoDB.RequestLimitExceededException",
+        "DynamoDB.ThrottlingException",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """``execution_input``: what StartExecution is given. ``answer_bytes``: the most bytes of a Task's answer, by state.
+
+    ``map_items``: the most elements a Map works on, by state. The other tables are exceptions: state (and error name)
+    to reason.
+    """
+
+    execution_input: Shape = EMPTY_OBJECT
+    answer_bytes: Mapping[str, int] = field(default_factory=dict)
+    map_items: Mapping[str, int] = field(default_factory=dict)
+    no_heartbeat: Mapping[str, str] = field(default_factory=dict)
+    no_catch: Mapping[str, str] = field(default_factory=dict)
+    recovers: Mapping[str, str] = field(default_factory=dict)
+    retries: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    transient_errors: frozenset[str] = TRANSIENT_ERRORS
+
+
+# docs/contracts.md, "State machine" and "Names": scene 40 characters, ULID 26, bucket names 63.
+PIPELINE_INPUT = closed_object(
+    {"job_id": text(67, plain=True), "scene": text(40, plain=True), "bucket": text(63, plain=True)}
+)
+
+MACHINES: dict[str, Assumptions] = {
+    "pipeline": Assumptions(
+        execution_input=PIPELINE_INPUT,
+        # The functions answer small objects (docs/contracts.md); a result of a stage is six short fields.
+        answer_bytes={
+            "Settle": 1 * KIB,
+            "Validate": 4 * KIB,
+            "SfM": 4 * KIB,
+            "Train": 4 * KIB,
+            "Compress": 4 * KIB,
+            "Notify": 4 * KIB,
+            "NotifyFailure": 4 * KIB,
+        },
+        retries={
+            ("RecordFailure", "States.ALL"): "One idempotent write of one row, and the last word on the job: "
+            "four attempts in 30 s cost less than telling permanent errors of DynamoDB from passing ones."
+        },
+    ),
+}
