@@ -1,4 +1,4 @@
-"""What the proof takes for granted about the world around a definition, and each exception from its rules, with a reason.
+"""What the proof takes for granted about the world around a definition; each exception from its rules, with a reason.
 
 Each entry is a promise that somebody else keeps; an exception that nothing needs any more is itself reported.
 """

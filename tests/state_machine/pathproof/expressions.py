@@ -101,7 +101,7 @@ def _lacking_routes(env: Env, path: Path) -> str:
 
 
 def _read_many(env: Env, where: str, path: Path, found: Shape) -> Shape:
-    """``[*]`` and ``[a:b]`` of what surely is an array select a list, if only an empty one; all else may find nothing."""
+    """``[*]`` and ``[a:b]`` of what surely is an array select a list, maybe an empty one; all else may find nothing."""
     rest = path.rest
     last = rest.right if isinstance(rest, Child) and isinstance(rest.left, Root) else None
     if not isinstance(last, (Slice, Wildcard)) or not found.only("array"):

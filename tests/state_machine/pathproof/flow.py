@@ -1,6 +1,7 @@
-"""What is certain at the entry of every state: a fixpoint over all edges (Next, Choice branches, Default, Catch) of the graph.
+"""What is certain at the entry of every state: a fixpoint over all edges (Next, Choice branches, Default, Catch).
 
-Retry enters a state again with the same input, so it adds no edge. Nested states of Parallel and Map are graphs of their own.
+Retry enters a state again with the same input, so it adds no edge. The states inside a Parallel or Map are graphs of
+their own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from tests.state_machine.pathproof.assumptions import (
     Assumptions,
 )
 from tests.state_machine.pathproof.choices import branch
-from tests.state_machine.pathproof.expressions import Env, expression, read, surely, template, whole_number
+from tests.state_machine.pathproof.expressions import (
+    Env,
+    expression,
+    read,
+    surely,
+    surely_timestamp,
+    template,
+    whole_number,
+)
 from tests.state_machine.pathproof.findings import Report, silent
 from tests.state_machine.pathproof.shapes import (
     EMPTY_OBJECT,
@@ -30,9 +39,7 @@ from tests.state_machine.pathproof.shapes import (
     array_of,
     assign,
     closed_object,
-    find,
     join,
-    number,
     of_json,
     repeated,
     size,
@@ -56,7 +63,7 @@ class Edge(NamedTuple):
 
 @dataclass
 class Analysis:
-    """``entries``: the shape of the input of every state that can be reached, by name (names are unique in a machine)."""
+    """``entries``: the shape of the input of every state that can be reached, by name (unique in a machine)."""
 
     entries: dict[str, Shape] = field(default_factory=dict)
 
@@ -267,9 +274,7 @@ class _Visit:
             whole_number(env, "SecondsPath", read(env, "SecondsPath", path, reference=True), str(path), 0, MAX_SECONDS)
         if "TimestampPath" in self.body:
             path = self.body["TimestampPath"]
-            shape = read(env, "TimestampPath", path, reference=True)
-            if surely(env, "TimestampPath", shape, "text", str(path)) and not (shape.text and shape.text.timestamp):
-                env.report("type", "TimestampPath", str(path), "must surely be a timestamp; guard it by IsTimestamp")
+            surely_timestamp(env, "TimestampPath", read(env, "TimestampPath", path, reference=True), str(path))
         return self.next(env.data)
 
     def choice(self) -> list[Edge]:
@@ -327,7 +332,7 @@ class _Visit:
         if output is None:
             return self.catch_edges()
         return [
-            *self.result_edges(repeated(output, min(array.least, int(min(most, 2**31))), most)),
+            *self.result_edges(repeated(output, int(min(array.least, most)), most)),
             *self.catch_edges(),
         ]
 
@@ -341,6 +346,3 @@ def _largest(shape: Shape) -> str:
         return _bytes(size(shape))
     parts = sorted(((size(part.shape), name) for name, part in shape.object.fields.items()), reverse=True)
     return ", ".join(f"{name} {_bytes(count)}" for count, name in parts[:3]) or _bytes(shape.object.rest_bytes)
-
-
-__all__ = ["Analysis", "analyse", "find", "number"]

@@ -28,7 +28,7 @@ def waits_for_token(body: dict[str, Any]) -> bool:
 
 
 def context(body: dict[str, Any], name: str, assumptions: Assumptions) -> Shape:
-    """``$$`` (developer guide, "Accessing execution data from the Context object"), without what only one field may read."""
+    """``$$`` ("Accessing execution data from the Context object"), less what one field alone may read."""
     state = {"EnteredTime": text(30, timestamp=True), "Name": of_json(name)}
     if body.get("Type") in CAN_BE_RETRIED:
         attempts = sum(int(retrier.get("MaxAttempts", 3)) for retrier in body.get("Retry", []))

@@ -18,7 +18,7 @@ SUBSTITUTION = re.compile(r"\$\{([A-Za-z0-9.:]+)\}")
 
 
 def read_definition(path: Path) -> dict[str, Any]:
-    """A definition with its substitutions filled in as the template does: ``…Arn`` by the ARN of a function, all else by its name."""
+    """A definition with its substitutions filled in: ``…Arn`` by the ARN of a function, all else by its name."""
 
     def value(match: re.Match[str]) -> str:
         name = match[1]

@@ -27,13 +27,13 @@ def check(definition: Graph, assumptions: Assumptions) -> Iterator[Finding]:
 
 def inner_graphs(body: dict[str, Any]) -> list[tuple[str, Graph]]:
     """The graphs inside a Parallel or Map state, with the field they are in."""
-    found = [(f"Branches[{at}]", graph) for at, graph in enumerate(body.get("Branches", []))]
+    found: list[tuple[str, Graph]] = [(f"Branches[{at}]", graph) for at, graph in enumerate(body.get("Branches", []))]
     return found + [(name, body[name]) for name in ("ItemProcessor", "Iterator") if name in body]
 
 
 def targets(body: dict[str, Any], with_catch: bool = True) -> list[tuple[str, Any]]:
     """Every (field, state name) that a state can go to."""
-    found = [(name, body[name]) for name in ("Next", "Default") if name in body]
+    found: list[tuple[str, Any]] = [(name, body[name]) for name in ("Next", "Default") if name in body]
     found += [(f"Choices[{at}].Next", rule.get("Next")) for at, rule in enumerate(body.get("Choices", []))]
     if with_catch:
         found += [(f"Catch[{at}].Next", catcher.get("Next")) for at, catcher in enumerate(body.get("Catch", []))]
@@ -47,9 +47,7 @@ def _graph(graph: Graph, outer: str, assumptions: Assumptions, caught: bool, use
         if body["Type"] == "Task":
             yield from _task(name, body, assumptions, used)
         if body["Type"] == "Choice" and "Default" not in body:
-            reason = (
-                "when no rule matches, the execution fails with States.NoChoiceMatched, which a Choice cannot catch"
-            )
+            reason = "when no rule matches, the execution fails with States.NoChoiceMatched: a Choice has no Catch"
             yield Finding("choice-default", name, "Default", "", reason)
         yield from _error_lists(name, body, assumptions, used)
         is_caught = caught or _catches_all(body)
@@ -78,9 +76,7 @@ def _transitions(graph: Graph, outer: str) -> Iterator[Finding]:
             yield Finding("unreachable", name, "", name, "no route leads here from StartAt")
     for name in states:
         if name in reached and not any(_ends(states[found]) for found in _reachable(states, [name], with_catch=False)):
-            reason = (
-                "no end (End, Succeed, Fail) can be reached from here other than by an error; the loop has no way out"
-            )
+            reason = "no end (End, Succeed, Fail) can be reached from here except by an error: a loop without a way out"
             yield Finding("no-end", name, "", name, reason)
 
 

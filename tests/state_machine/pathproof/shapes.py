@@ -1,7 +1,7 @@
-"""What is certain about a JSON value: its possible types, the fields an object surely has, ranges, and the most bytes it can take.
+"""What is certain about a JSON value: its possible types, the fields an object surely has, ranges, the most bytes.
 
-A Shape is a union of parts, one per JSON type; a missing part means "never of this type". ``join`` is the least upper bound: what
-holds on both of two routes. Sizes are bytes of compact JSON in UTF-8, as Step Functions counts them.
+A Shape is a union of parts, one per JSON type; a missing part means "never of this type". ``join`` is the least upper
+bound: what holds on both of two routes. Sizes are bytes of compact JSON in UTF-8, as Step Functions counts them.
 """
 
 from __future__ import annotations
