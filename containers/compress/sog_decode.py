@@ -23,7 +23,7 @@ class SogArchive:
     """The parts of a .sog file, images decoded."""
 
     meta: dict[str, Any]
-    images: dict[str, NDArray[np.uint8]]  # [H, W, 3 or 4]
+    images: dict[str, NDArray[np.uint8]]  # [H, W, 4]
 
     def pixels(self, part: str, which: int = 0) -> NDArray[np.uint8]:
         """[count, C] the first pixels of an image, row by row. Raises ValueError when there are too few."""
@@ -53,7 +53,7 @@ def open_sog(source: Path | bytes) -> SogArchive:
 
 def read_image(data: bytes) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image)
+        return np.asarray(image.convert("RGBA"))  # libwebp writes no alpha where it is 255 everywhere
 
 
 def decode_sog(source: Path | bytes) -> Gaussians:

