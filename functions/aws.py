@@ -40,7 +40,7 @@ def now() -> float:
 
 def new_ulid() -> str:
     """26 characters that sort by time and cannot be guessed (80 random bits)."""
-    return str(ULID())
+    return str(ULID.from_timestamp(now()))
 
 
 def timestamp(epoch_s: float | None = None) -> str:

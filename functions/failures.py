@@ -16,13 +16,13 @@ ADVICE = {
     "BAD_OPTION": "Correct job.json and upload it again.",
     "COST_LIMIT": "Raise max_cost_usd in job.json, or choose the preset draft.",
     "EXECUTION_ABORTED": "Upload job.json again to start a new job.",
-    "EXECUTION_TIMED_OUT": "Upload job.json again to start a new job; if it happens twice, tell whoever runs the service.",
+    "EXECUTION_TIMED_OUT": "Upload job.json again; if it happens twice, tell whoever runs the service.",
     "IMAGE_BROKEN": "Whoever runs the service should build and push the container images again.",
     "INTERNAL_ERROR": "Try again; if it happens twice, tell whoever runs the service.",
     "NO_CAPACITY": "Try again later.",
     "NO_PHOTOS": "Upload the photos as JPEG, PNG, TIFF or WebP files.",
     "OUT_OF_MEMORY": "Use fewer or smaller photos, or a larger instance type.",
-    "QUOTA_EXCEEDED": "Whoever runs the service should request a higher limit under Service Quotas, or wait until other jobs have ended.",
+    "QUOTA_EXCEEDED": "Try again when other jobs have ended, or ask for a higher limit under Service Quotas.",
     "REUSE_JOB": "Choose another reuse_job, or start at sfm.",
     "SAGEMAKER_INTERNAL": "Try again later.",
     "SAGEMAKER_REJECTED": "Whoever runs the service should check the images, the instance types and the role.",
@@ -104,6 +104,7 @@ def parse(state_error: Any) -> Failure:
 
 
 def _read(error: str, cause: Any, depth: int) -> tuple[str, str]:
+    """(code, reason) from an error name and a cause of any form; envelopes are opened from outside in."""
     value = _decoded(cause)
     if isinstance(value, dict) and depth < 5:
         if isinstance(value.get("code"), str) and isinstance(value.get("reason"), str):
@@ -112,12 +113,13 @@ def _read(error: str, cause: Any, depth: int) -> tuple[str, str]:
             return _read(str(value.get("errorType") or error), value.get("errorMessage") or "", depth + 1)
         if "Cause" in value or "Error" in value:
             return _read(str(value.get("Error") or error), value.get("Cause") or "", depth + 1)
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    found = stage_reason(text)
+    return _read_text(error, value if isinstance(value, str) else json.dumps(value, default=str))
+
+
+def _read_text(error: str, text: str) -> tuple[str, str]:
+    found = stage_reason(text) or SERVICE_ERRORS.get(error)
     if found:
         return found
-    if error in SERVICE_ERRORS:
-        return SERVICE_ERRORS[error]
     if re.fullmatch(r"[A-Z][A-Z0-9_]{3,}", error) and text:
         return error, text
     if "Task timed out after" in text:

@@ -64,11 +64,10 @@ def get_task(job_name: str) -> Row | None:
 
 
 def note_object(scene: str, at: str, new_job_id: str) -> Arrival:
-    """Record that an object of the scene was created at time ``at`` (ISO). Events may come twice, late and in any order.
+    """Record that an object of the scene was created at ``at`` (ISO). Events may come twice, late and in any order.
 
-    The row has `settling` while an upload collects; `sealed_at` says when the last one was closed. An object that is
-    not
-    younger than that was already there when Validate listed the folder, so its event starts nothing.
+    The row has `settling` while an upload collects; `sealed_at` says when the last one was closed. An object that
+    is not younger than that was already there when Validate listed the folder, so its event starts nothing.
     """
     for _ in range(5):
         joined = _update(

@@ -71,9 +71,7 @@ def job_name(prefix: str, job: str, stage: Stage, attempt: int) -> str:
     """Name of the SageMaker job of one attempt. Raises ValueError where SageMaker would refuse it."""
     name = f"{prefix}-{job.rpartition('-')[2].lower()}-{stage}-{attempt}"
     if len(name) > JOB_NAME_LIMIT:
-        raise ValueError(
-            f"the SageMaker job name {name!r} has more than {JOB_NAME_LIMIT} characters: shorten the parameter JobPrefix"
-        )
+        raise ValueError(f"the job name {name!r} has more than {JOB_NAME_LIMIT} characters: shorten JobPrefix")
     return name
 
 

@@ -62,14 +62,18 @@ def problem_of_name(path: str) -> str:
         return "the name has an empty part, '.' or '..'"
     if any(len(part.encode()) > NAME_LIMIT_BYTES for part in parts):
         return f"a part of the name is longer than {NAME_LIMIT_BYTES} bytes"
-    kind = layout.suffix(path)
-    if kind in layout.ARCHIVE_SUFFIXES:
+    return problem_of_kind(layout.suffix(path))
+
+
+def problem_of_kind(suffix: str) -> str:
+    """Why files of this suffix are not used; empty for photos."""
+    if suffix in layout.ARCHIVE_SUFFIXES:
         return "archives are not unpacked: upload the photos themselves"
-    if kind in layout.VIDEO_SUFFIXES:
+    if suffix in layout.VIDEO_SUFFIXES:
         return "videos are not supported: upload single photos"
-    if kind in (".heic", ".heif"):
+    if suffix in (".heic", ".heif"):
         return "HEIC is not supported: export the photo as JPEG"
-    return "" if kind in layout.PHOTO_SUFFIXES else f"not a photo ({kind or 'no file type'})"
+    return "" if suffix in layout.PHOTO_SUFFIXES else f"not a photo ({suffix or 'no file type'})"
 
 
 def read_head(bucket: str, key: str) -> bytes:

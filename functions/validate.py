@@ -89,10 +89,8 @@ def check_photos(job_id: str, bucket: str, scene: str) -> tuple[int, int]:
             )
         raise failure("NO_PHOTOS", f"None of the {len(objects)} uploaded files is a readable photo{example(found)}")
     if len(found.accepted) < settings().min_photos:
-        raise failure(
-            "TOO_FEW_PHOTOS",
-            f"Only {len(found.accepted)} of the uploaded files are readable photos; {settings().min_photos} are needed{example(found)}",
-        )
+        counts = f"{len(found.accepted)} of the uploaded files are readable photos; {settings().min_photos} are needed"
+        raise failure("TOO_FEW_PHOTOS", f"Only {counts}{example(found)}")
     if len(found.accepted) > limit:
         raise failure("TOO_MANY_PHOTOS", f"The scene has {len(found.accepted):,} photos; {limit:,} are allowed")
     prefix = {"prefix": layout.uri(bucket, layout.uploads_prefix(scene))}

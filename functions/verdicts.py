@@ -11,8 +11,20 @@ from failures import TRANSIENT, stage_reason
 
 # Processing does not say why it stopped; within this of the limit it was the limit.
 LIMIT_TOLERANCE_S = 30
-CAPACITY = ("CapacityError", "InsufficientCapacity", "capacity", "ResourceLimit")
-OUT_OF_MEMORY = ("OutOfMemory", "out of memory", "more memory")
+# (error, code, reason) of a program that ended without a reason of its own.
+EXIT_CODES = {
+    126: ("IMAGE_BROKEN", "IMAGE_BROKEN", "The program of the stage could not be started."),
+    127: ("IMAGE_BROKEN", "IMAGE_BROKEN", "The program of the stage was not found in its image."),
+    137: ("OUT_OF_MEMORY", "OUT_OF_MEMORY", "The machine of the stage ran out of memory."),
+    143: (TRANSIENT, "STAGE_INTERRUPTED", "The machine of the stage was taken away."),
+}
+# (marks in SageMaker's own FailureReason, error to answer with or empty for the code itself, code); the first counts.
+SERVICE_REASONS = (
+    (("OutOfMemory", "out of memory", "more memory"), "", "OUT_OF_MEMORY"),
+    (("InternalServerError",), TRANSIENT, "SAGEMAKER_INTERNAL"),
+    (("CapacityError", "InsufficientCapacity", "nsufficient capacity"), TRANSIENT, "NO_CAPACITY"),
+    (("ClientError",), "", "SAGEMAKER_REJECTED"),
+)
 
 
 @dataclass(frozen=True)
@@ -81,18 +93,11 @@ def _why_failed(description: dict[str, Any]) -> tuple[str, str, str]:
         if found:
             return _same(*found)
     exit_code = next((int(m[1]) for t in texts if (m := re.search(r"exit code:?\s*(\d+)", t, re.IGNORECASE))), None)
-    if exit_code == 137 or any(mark in failure_reason for mark in OUT_OF_MEMORY):
-        return _same("OUT_OF_MEMORY", "The machine of the stage ran out of memory.")
-    if exit_code in (126, 127):
-        return _same("IMAGE_BROKEN", "The program of the stage could not be started.")
-    if exit_code == 143:
-        return TRANSIENT, "STAGE_INTERRUPTED", "The machine of the stage was taken away."
-    if failure_reason.startswith("InternalServerError"):
-        return TRANSIENT, "SAGEMAKER_INTERNAL", failure_reason
-    if any(mark in failure_reason for mark in CAPACITY):
-        return TRANSIENT, "NO_CAPACITY", failure_reason
-    if failure_reason.startswith("ClientError"):
-        return _same("SAGEMAKER_REJECTED", failure_reason)
+    if exit_code in EXIT_CODES:
+        return EXIT_CODES[exit_code]
+    for marks, error, code in SERVICE_REASONS:
+        if any(mark in failure_reason for mark in marks):
+            return error or code, code, failure_reason
     detail = next((text for text in texts if text), "it gave no reason")
     return _same("INTERNAL_ERROR", f"The stage ended with an error: {detail}")
 
