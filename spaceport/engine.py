@@ -129,6 +129,7 @@ class Engine:
             "AWSStepFunctions": StatesApi(self.step_functions),
         }
         self.application = AwsApplication(self.storage, services, self.outbox)
+        self.application.on_fault = lambda text: self.notify("log", text=f"a service failed: {text}", fault=True)
         use_in_process(self.application)
         self._closers.callback(use_in_process, None)
         self._deploy(take_over)
@@ -278,7 +279,7 @@ class Engine:
         self.notify(
             "log",
             text=f"{function.name} gave up an event: {error.get('errorType')}: {error.get('errorMessage')}",
-            dropped=True,
+            fault=True,
         )
 
     def _count(self, change: int) -> None:

@@ -75,14 +75,14 @@ def run(
     jobs_dir: Path | None = None,
     **engine_options: Any,
 ) -> Outcome:
-    """Turn a folder of photos (or one .zip or video) into the result folder ``out``, and wait for it.
+    """Turn a folder of photos into the result folder ``out``, and wait for it.
 
     ``options`` are those of job.json. ``jobs_dir`` is where stage programs work, by default inside ``out``. Raises LocalRunError when
     there is nothing to start with, or ``out`` holds a run that is not finished. ``engine_options`` are for tests (see Engine).
     """
     started = time.monotonic()
-    if not photos.exists():
-        raise LocalRunError(f"There is no folder {photos}.")
+    if not photos.is_dir():
+        raise LocalRunError(f"There is no folder {photos}. Name the folder that holds the photos.")
     work = out / WORK
     with _locked(out):
         _clear_finished(work, out)
@@ -114,8 +114,7 @@ def resume(out: Path, listener: Listener, **engine_options: Any) -> Outcome:
 
 def scene_name(photos: Path) -> str:
     """The folder's name as a scene name: lower case, digits and hyphens, at most 40 characters."""
-    stem = photos.resolve().stem if photos.is_file() else photos.resolve().name
-    name = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:40].strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", photos.resolve().name.lower()).strip("-")[:40].strip("-")
     return name or "scene"
 
 
@@ -215,9 +214,9 @@ class _Run:
         self.wake.set()
 
     def _on_event(self, event: dict[str, Any]) -> None:
-        if event.get("dropped"):
-            self.problem = self.problem or event["text"]
-        if event["type"] == "execution_ended" or event.get("dropped"):
+        if event.get("fault"):
+            self.problem = self.problem or f"The engine failed: {event['text']}"
+        if event["type"] == "execution_ended" or event.get("fault"):
             self.wake.set()
         self.listener(event)
 
@@ -240,9 +239,6 @@ class _Run:
 
     def _photos(self, photos: Path) -> Iterator[tuple[Path, str]]:
         """Files to upload with their names below the folder; hidden files, and what lies in the output folder, are left out."""
-        if photos.is_file():
-            yield photos, photos.name
-            return
         for path in sorted(photos.rglob("*")):
             name = path.relative_to(photos)
             hidden = any(part.startswith(".") for part in name.parts)

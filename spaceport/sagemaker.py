@@ -500,7 +500,8 @@ def _limits(value: Any, shape: Shape, path: str) -> list[str]:
                 f"Value '{value}' at '{path}' failed to satisfy constraint: Member must satisfy enum value set"
             )
         pattern = shape.metadata.get("pattern")
-        if pattern and not re.fullmatch(pattern, value):
+        # Patterns are Java's; \p{L} and the like, in tags alone, mean nothing to `re`.
+        if pattern and "\\p{" not in pattern and not re.fullmatch(pattern, value):
             found.append(f"Value '{value}' at '{path}' failed to satisfy constraint: must satisfy pattern: {pattern}")
     if shape.type_name in ("string", "list", "map") and len(value) > shape.metadata.get("max", len(value)):
         found.append(f"Value at '{path}' failed to satisfy constraint: length at most {shape.metadata['max']}")

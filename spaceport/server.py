@@ -76,6 +76,7 @@ class AwsApplication:
         self.storage = storage
         self.services = services  # by prefix of X-Amz-Target: SageMaker, AWSStepFunctions, AWSEvents
         self.mailbox = mailbox
+        self.on_fault: Callable[[str], None] = lambda text: None
         self.moto = DomainDispatcherApplication(create_backend_app)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -86,6 +87,7 @@ class AwsApplication:
             status, headers, answer = _json_error(error)
         except Exception as error:  # noqa: BLE001 - the boundary of the server: the client sees it as AWS's own fault
             traceback.print_exc(file=sys.stderr)
+            self.on_fault(f"{type(error).__name__}: {error}")
             status, headers, answer = _json_error(ServiceError("InternalFailure", repr(error), 500))
         start_response(status, headers)
         return [answer]
