@@ -292,10 +292,12 @@ class Execution:
         task = frame.task
         assert task is not None
         timeout_s, _ = self.values.task_limits(frame, self.values.scope(frame))
+        self._watch_heartbeat(
+            frame
+        )  # before the longer limit: where both have passed meanwhile, the earlier one counts
         if timeout_s < MAX_SECONDS:
             due_at = task.scheduled_at + timeout_s
             frame.timers.append(self._at(due_at, frame, partial(self._task_timed_out, error=TIMEOUT)))
-        self._watch_heartbeat(frame)
         if not task.submitted:
             left_s = task.scheduled_at + timeout_s - self._now()
             self.engine.clock.call_soon(partial(self._invoke, frame, frame.version, left_s))

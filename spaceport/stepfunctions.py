@@ -7,7 +7,7 @@ import re
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from threading import RLock
 from typing import Any
 
@@ -131,7 +131,7 @@ class StepFunctions:
             raise InvalidArn(
                 f"'{arn}' is not the ARN of a state machine (arn:aws:states:REGION:ACCOUNT:stateMachine:NAME)"
             )
-        machine = load(_copy(definition), has_random=self._engine.random is not None)
+        machine = self._load(definition)
         with self._lock:
             known = self._machines.get(arn)
             if known is not None and known[0].definition != machine.definition:
@@ -140,10 +140,17 @@ class StepFunctions:
 
     def update_state_machine(self, arn: str, definition: dict[str, Any]) -> None:
         """New executions use ``definition``; running ones keep theirs. Raises as create_state_machine."""
-        machine = load(_copy(definition), has_random=self._engine.random is not None)
+        machine = self._load(definition)
         with self._lock:
             _, role_arn = self._machine(arn)
             self._machines[arn] = (machine, role_arn)
+
+    def _load(self, definition: Any) -> Machine:
+        has_random = self._engine.random is not None
+        try:
+            return _load_text(json.dumps(definition), has_random)
+        except (TypeError, ValueError):
+            return load(definition, has_random)  # not JSON: the loader says where
 
     def _machine(self, arn: str) -> tuple[Machine, str | None]:
         if arn not in self._machines:
@@ -293,7 +300,7 @@ class StepFunctions:
         known = self._machines.get(started["machine_arn"])
         if known is not None and known[0].definition == started["definition"]:
             return known[0]
-        machine = load(started["definition"], has_random=self._engine.random is not None)
+        machine = self._load(started["definition"])
         self._machines.setdefault(started["machine_arn"], (machine, started["role_arn"]))
         return machine
 
@@ -320,12 +327,10 @@ def execution_arn(machine_arn: str, name: str) -> str:
     return f"{machine_arn.replace(':stateMachine:', ':execution:')}:{name}"
 
 
-def _copy(definition: Any) -> Any:
-    """A private copy; what is not JSON is left for the loader to report."""
-    try:
-        return json.loads(json.dumps(definition))
-    except (TypeError, ValueError):
-        return definition
+@lru_cache(maxsize=64)
+def _load_text(text: str, has_random: bool) -> Machine:
+    """A machine never changes, so one is enough for all engines of a simulation."""
+    return load(json.loads(text), has_random)
 
 
 def _parse(text: str, problem: type[ApiError]) -> Any:
