@@ -57,7 +57,7 @@ def optimal_starts(centers: NDArray[np.float64], mass: NDArray[np.float64], entr
     return _optimal_starts(prefix_sums(mass), prefix_sums(mass * centers), entries)
 
 
-@njit(cache=False)  # type: ignore[misc, unused-ignore]
+@njit(cache=True)  # type: ignore[misc, unused-ignore]
 def _optimal_starts(total: NDArray, first: NDArray, entries: int) -> NDArray:  # pragma: no cover - compiled
     """Minimise the sum of -(sum w x)^2 / (sum w); the best split only moves one way, so halves are searched."""
     n = len(total) - 1

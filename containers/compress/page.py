@@ -14,9 +14,7 @@ from job.contract import write_json_atomically
 
 PAGE_FOLDER = Path(__file__).parent / "page"
 VIEWER_FILES = {"public/index.js": "index.js", "public/index.css": "index.css", "LICENSE": "LICENSE-viewer.txt"}
-INLINE_HANDLER = (
-    "event.stopPropagation()"  # the only inline script in the viewer's own markup
-)
+INLINE_HANDLER = "event.stopPropagation()"  # the only inline script in the viewer's own markup
 PAGE_FILES = ("page.js", "page.css")
 
 

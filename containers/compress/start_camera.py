@@ -14,6 +14,7 @@ Vector = NDArray[np.float64]
 
 FOV_RANGE_DEG = (50.0, 75.0)  # of the long side; wider distorts, narrower hides the surroundings
 ASPECT = 16 / 9
+AIR = 1.08  # how much farther than the photos, so that the subject does not touch the frame
 NADIR_ELEVATION_DEG = 60.0  # photos from steeper than this look straight down
 OBLIQUE_ELEVATION_DEG = 42.0
 PLEASANT_ELEVATION_DEG = 25.0
@@ -94,7 +95,7 @@ def viewer_fov(views: list[View]) -> tuple[float, float]:
     short_tan = float(np.median([min(v.width / v.K[0, 0], v.height / v.K[1, 1]) / 2 for v in views]))
     wanted = 2 * np.degrees(np.arctan(short_tan * ASPECT))
     fov_deg = float(np.clip(wanted, *FOV_RANGE_DEG))
-    return fov_deg, max(1.0, short_tan * ASPECT / float(np.tan(np.radians(fov_deg) / 2)))
+    return fov_deg, AIR * max(1.0, short_tan * ASPECT / float(np.tan(np.radians(fov_deg) / 2)))
 
 
 def shared_direction(offsets: Vector) -> Vector:
