@@ -96,8 +96,13 @@ def _read_path(env: Env, where: str, path: Path) -> Shape:
 
 
 def _lacking_routes(env: Env, path: Path) -> str:
-    lacking = [label for label, shape in env.routes if find(shape, path.keys)[1] is not None]
-    return f" (on the way {', '.join(lacking)})" if lacking and len(lacking) < len(env.routes) else ""
+    return on_the_way([label for label, shape in env.routes if find(shape, path.keys)[1] is not None])
+
+
+def on_the_way(labels: list[str]) -> str:
+    """The ways into a state that a finding is about, as part of its reason."""
+    shown = [*labels[:4], *(["…"] if len(labels) > 4 else [])]
+    return f" (on the way {', '.join(shown)})" if labels else ""
 
 
 def _read_many(env: Env, where: str, path: Path, found: Shape) -> Shape:

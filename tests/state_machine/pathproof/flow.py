@@ -24,6 +24,7 @@ from tests.state_machine.pathproof.choices import branch
 from tests.state_machine.pathproof.expressions import (
     Env,
     expression,
+    on_the_way,
     read,
     surely,
     surely_timestamp,
@@ -198,8 +199,8 @@ class _Visit:
         changed, trouble = assign(self.entry, keys, value)
         if trouble:
             lacking = [label for label, shape in self.raw.routes if assign(shape, keys, value)[1]]
-            on_the_way = f" (on the way {', '.join(lacking)})" if 0 < len(lacking) < len(self.raw.routes) else ""
-            self.report("result-path", where, str(path), f"{trouble}{on_the_way}; States.ResultPathMatchFailure")
+            reason = f"{trouble}{on_the_way(lacking)}; States.ResultPathMatchFailure"
+            self.report("result-path", where, str(path), reason)
         return changed
 
     def check_size(self, shape: Shape, where: str, what: str) -> None:

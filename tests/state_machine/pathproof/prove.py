@@ -48,9 +48,9 @@ def prove_with_entries(definition: dict[str, Any], assumptions: Assumptions) -> 
 
     analysis = analyse(definition, assumptions, report_of)
     # What the loader refuses on other grounds (unknown fields, limits of the language) is no proof either.
-    states = {finding.state for finding in findings}
+    places = {_place(finding) for finding in findings}
     for finding in _refused(definition):
-        if finding.state not in states:
+        if _place(finding) not in places:
             findings.setdefault(finding)
     return list(findings), analysis
 
@@ -70,6 +70,11 @@ def _refused(definition: dict[str, Any]) -> list[Finding]:
     except DefinitionError as error:
         return [Finding("definition", problem.state, problem.field, "", problem.reason) for problem in error.problems]
     return []
+
+
+def _place(finding: Finding) -> tuple[str, str]:
+    """The state and its field, without what is inside the field."""
+    return finding.state, re.split(r"[.\[]", finding.field)[0]
 
 
 def _malformed(graph: Any, outer: str = "") -> list[Finding]:
