@@ -39,7 +39,7 @@ class Work:
         self.answers = list(answers)
         self.delay_s = delay_s
         self.calls = []
-        self.clock = None
+        self.clock = VirtualClock()
 
     def invoke(self, resource, payload, on_done, timeout_s):
         self.calls.append((resource, payload, timeout_s))
@@ -53,7 +53,7 @@ class Bench:
         self.clock = VirtualClock(START)
         self.work = Work(*answers, delay_s=delay_s)
         self.work.clock = self.clock
-        self.changes = []
+        self.changes: list[dict] = []
         self.sfn = StepFunctions(self.clock, self.work, on_status_change=self.changes.append, random=lambda: 0.5)
         self.sfn.create_state_machine(MACHINE, {"StartAt": start_at or next(iter(states)), "States": states, **machine})
 
@@ -216,7 +216,7 @@ def test_context_object():
     ],
 )
 def test_a_missing_path_fails_the_execution_and_is_not_caught(state):
-    # Developer guide, "Error names", States.Runtime: "A retry or catch on States.ALL won't catch States.Runtime errors."
+    # Developer guide, States.Runtime: "A retry or catch on States.ALL won't catch States.Runtime errors."
     error, caught = failing(state, data={"zero": 0})
     assert error == "States.Runtime"
     assert (caught.answer["status"], caught.answer["error"]) == ("FAILED", "States.Runtime")
@@ -292,14 +292,14 @@ def test_names_that_match_a_missed_heartbeat(name, matches):
 
 
 def test_choice():
-    states = {
+    states: dict[str, dict] = {
         "A": {"Type": "Choice", "Choices": [{"Variable": "$.n", "NumericEquals": 1, "Next": "B"}], "OutputPath": "$.n"},
         "B": CAUGHT,
     }
     assert run(states, data={"n": 1}).output == 1
     assert run(states, data={"n": 2}).answer["error"] == "States.NoChoiceMatched"
     assert run(states, data={}).answer["error"] == "States.Runtime"
-    states["A"] = {**states["A"], "Default": "B"}
+    states["A"]["Default"] = "B"
     assert run(states, data={"n": 2}).output == 2
     assert run(states, data={}).answer["error"] == "States.Runtime"  # AWS does not take Default here
 

@@ -21,6 +21,7 @@ TOKEN = "arn:aws:states:::lambda:invoke.waitForTaskToken"
 START = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 ALL = [{"ErrorEquals": ["States.ALL"], "ResultPath": "$.error", "Next": "End"}]
 END = {"Type": "Succeed"}
+LATER_IDS = itertools.count(1000)  # ids are unique for ever, also across restarts
 
 
 def work(name, **fields):
@@ -98,7 +99,8 @@ def engine(world, clock, journal, changes, numbers):
 
 
 def uninterrupted(definition, script, data):
-    clock, journal, changes = VirtualClock(), MemoryJournal(), []
+    clock, journal = VirtualClock(), MemoryJournal()
+    changes: list[str] = []
     world = World(script)
     sfn = engine(world, clock, journal, changes, itertools.count())
     sfn.create_state_machine(MACHINE, definition)
@@ -112,7 +114,8 @@ def resumed(records, world_before, script, downtime_s=0.0):
     records = json.loads(json.dumps(records))  # what a file would give back
     crash_at = records[-1]["at"]
     clock = VirtualClock(datetime.fromtimestamp(crash_at + downtime_s, UTC))
-    journal, changes, world = MemoryJournal(records), [], World(script)
+    journal, world = MemoryJournal(records), World(script)
+    changes: list[str] = []
     submitted = set()
     scheduled = {}
     for record in records:
@@ -121,7 +124,7 @@ def resumed(records, world_before, script, downtime_s=0.0):
         if record["type"] == "submitted":
             submitted.add(scheduled[record["frame"]])
     world.jobs = {token: entry for token, entry in world_before.jobs.items() if token in submitted}
-    sfn = engine(world, clock, journal, changes, itertools.count(1000))
+    sfn = engine(world, clock, journal, changes, LATER_IDS)
     arn = sfn.resume(journal)
     clock.run_until_idle()
     assert not [p for p in world.invoked if p.get("token") in submitted]
@@ -321,7 +324,7 @@ def test_file_journal_and_a_torn_last_line(tmp_path):
     path = tmp_path / "deep" / "run.jsonl"
     journal = FileJournal(path)
     assert journal.read() == []
-    records = [{"type": "a", "text": "é\n"}, {"n": 1.5}]
+    records: list[dict[str, object]] = [{"type": "a", "text": "é\n"}, {"n": 1.5}]
     for record in records:
         journal.append(record)
     assert FileJournal(path).read() == records
