@@ -52,7 +52,7 @@ class World:
 
     def attach(self, clock):
         self.clock = clock
-        self.sfn = None
+        self.sfn: StepFunctions
         for token in self.jobs:
             self._schedule_answer(token)
 
