@@ -107,8 +107,9 @@ def _read(error: str, cause: Any, depth: int) -> tuple[str, str]:
     """(code, reason) from an error name and a cause of any form; envelopes are opened from outside in."""
     value = _decoded(cause)
     if isinstance(value, dict) and depth < 5:
-        if isinstance(value.get("code"), str) and isinstance(value.get("reason"), str):
-            return value["code"], value["reason"]
+        code, reason = value.get("code"), value.get("reason")
+        if isinstance(code, str) and isinstance(reason, str) and code and reason.strip():
+            return code, reason
         if "errorMessage" in value or "errorType" in value:
             return _read(str(value.get("errorType") or error), value.get("errorMessage") or "", depth + 1)
         if "Cause" in value or "Error" in value:

@@ -277,9 +277,12 @@ def put_task(job_name: str, job_id: str, stage: Stage, attempt: int, token: str)
 def close_task(job_name: str, status: str) -> None:
     """The task needs no more attention: it leaves the index that the sweep reads."""
     _update(
-        task_key(job_name), "SET #status = :status REMOVE #open", {":status": status}, "attribute_exists(pk)",
+        task_key(job_name),
+        "SET #status = :status REMOVE #open",
+        {":status": status},
+        "attribute_exists(pk)",
         {"#status": "status", "#open": "open"},
-    )  # fmt: skip
+    )
 
 
 def open_task_names() -> list[str]:

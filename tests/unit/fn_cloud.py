@@ -1,4 +1,4 @@
-"""A cloud for the function tests: moto with the template's bucket, table and topic, and stand-ins for running jobs and tokens."""
+"""A cloud for the function tests: moto with the template's table, and stand-ins for running jobs and task tokens."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def client_error(code: str, message: str, operation: str, status: int = 400) -> 
 
 
 def assert_valid(service: str, operation: str, arguments: dict[str, Any]) -> None:
-    """Check arguments against the service's own model, enumerations and patterns included where botocore leaves them out."""
+    """Check arguments against the service's own model; enumerations and lengths too, which botocore leaves out."""
     model = botocore.session.get_session().get_service_model(service).operation_model(operation)
     report = ParamValidator().validate(arguments, model.input_shape)
     assert not report.has_errors(), report.generate_report()
@@ -299,11 +299,9 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
         )
         made = Cloud(FakeSageMaker(), FakeTokens())
         monkeypatch.setattr(aws, "now", lambda: made.clock_s)
-        sagemaker, stepfunctions = aws.sagemaker, aws.stepfunctions
         monkeypatch.setattr(aws, "sagemaker", lambda: made.sagemaker)
         yield made
-        monkeypatch.setattr(aws, "sagemaker", sagemaker)
-        monkeypatch.setattr(aws, "stepfunctions", stepfunctions)
+        monkeypatch.undo()  # reset() needs the real functions
         aws.reset()
         settings_module.settings.cache_clear()
 
@@ -318,10 +316,19 @@ def create_table() -> None:
 def add_job(status: str = "RUNNING", **more: Any) -> None:
     """The row of JOB, as ingest and validate leave it."""
     row = {
-        "pk": f"JOB#{JOB}", "job_id": JOB, "scene": "my-house", "bucket": BUCKET, "status": status,
-        "created_at": "2026-11-12T08:59:00.000Z", "results": {}, "options": {"preset": "draft"}, "photos": 20, "rejected": 0,
-        "execution_arn": "arn:aws:states:us-east-1:123456789012:execution:pipeline:" + JOB, **more,
-    }  # fmt: skip
+        "pk": f"JOB#{JOB}",
+        "job_id": JOB,
+        "scene": "my-house",
+        "bucket": BUCKET,
+        "status": status,
+        "created_at": "2026-11-12T08:59:00.000Z",
+        "results": {},
+        "options": {"preset": "draft"},
+        "photos": 20,
+        "rejected": 0,
+        "execution_arn": "arn:aws:states:us-east-1:123456789012:execution:pipeline:" + JOB,
+        **more,
+    }
     boto3.resource("dynamodb").Table(TABLE).put_item(Item=row)
 
 

@@ -1,0 +1,267 @@
+"""notify: publish, close the row, one message."""
+
+import email
+import json
+
+import boto3
+import pytest
+
+import aws
+import jobs
+import mails
+import notify
+import results
+from failures import JobFailure
+from tests.unit.fn_cloud import BUCKET, JOB, SENDER, ULID, Cloud, add_job, client_error, cloud, load_event, row
+
+__all__ = ["cloud"]
+REPORT = {
+    "photos": {"total": 20, "registered": 19},
+    "training": {"psnr": 27.31, "gaussians": 123456},
+    "compression": {"sog_bytes": 2_500_000, "ply_bytes": 30_000_000},
+}
+LINK = f"https://pages.example.net/my-house/{JOB}/index.html"
+
+
+def finished(cloud: Cloud, **more) -> None:
+    """A job whose stages have all ended."""
+    folders = {"sfm": "sfm/", "train": "train/x/output/model/", "compress": "compress/"}
+    done = {
+        stage: {"stage": stage, "output_uri": f"s3://{BUCKET}/work/{JOB}/{folder}", "cost_usd": 1}
+        for stage, folder in folders.items()
+    }
+    add_job(results=done, **more)
+    cloud.put(f"work/{JOB}/train/x/output/model/scene.ply", b"ply")
+    for name in ("index.html", "viewer/main.js", "scene.sog", "report.html"):
+        cloud.put(f"work/{JOB}/compress/{name}", b"x")
+    cloud.put(f"work/{JOB}/compress/report.json", REPORT)
+
+
+def succeed(cloud: Cloud) -> dict:
+    return notify.handler({"kind": "succeeded", "job_id": JOB, "state": {}}, cloud.context)
+
+
+def fail(cloud: Cloud, error: str = "TOO_FEW_PHOTOS", cause: str = "TOO_FEW_PHOTOS: Only 3 photos") -> dict:
+    state = {"job_id": JOB, "error": {"Error": error, "Cause": cause}}
+    return notify.handler({"kind": "failed", "job_id": JOB, "state": state}, cloud.context)
+
+
+def ended(cloud: Cloud, status: str = "ABORTED", **detail) -> dict:
+    event = load_event("execution-status-change")
+    event["detail"] |= {"status": status, **detail}
+    assert event["detail"]["name"] == JOB
+    return notify.handler(event, cloud.context)
+
+
+def test_success_publishes_everything_and_the_page_last(cloud, monkeypatch):
+    finished(cloud)
+    order = []
+    copy = results._copy
+    monkeypatch.setattr(
+        results, "_copy", lambda bucket, source, target: (order.append(target), copy(bucket, source, target))
+    )
+    assert succeed(cloud) == {"status": "SUCCEEDED", "message": "topic"}
+    folder = f"results/my-house/{JOB}/"
+    names = {"index.html", "viewer/main.js", "scene.sog", "scene.ply", "report.html", "report.json"}
+    assert set(cloud.keys("results/")) == {folder + name for name in names}
+    assert order[-1] == folder + "index.html"
+    page = boto3.client("s3").head_object(Bucket=BUCKET, Key=folder + "index.html")
+    assert page["ContentType"] == "text/html; charset=utf-8"
+    job = jobs.get_job(JOB)
+    assert (job["status"], job["result_url"], job["cost_usd"]) == ("SUCCEEDED", LINK, 3)
+    (text,) = cloud.messages()
+    for words in (LINK, "19 of 20", "27.3 dB", "123,456", "2.5 MB, 30.0 MB before compression", "3.00 USD"):
+        assert words in text
+
+
+def test_page_is_not_there_when_another_file_is_missing(cloud):
+    finished(cloud)
+    boto3.client("s3").delete_object(Bucket=BUCKET, Key=f"work/{JOB}/train/x/output/model/scene.ply")
+    with pytest.raises(JobFailure, match=r"scene\.ply does not exist"):
+        succeed(cloud)
+    assert f"results/my-house/{JOB}/index.html" not in cloud.keys("results/")
+    assert jobs.get_job(JOB)["status"] == "RUNNING"
+
+
+def test_no_page_is_a_failure(cloud):
+    finished(cloud)
+    boto3.client("s3").delete_object(Bucket=BUCKET, Key=f"work/{JOB}/compress/index.html")
+    with pytest.raises(JobFailure) as raised:
+        succeed(cloud)
+    assert raised.value.code == "OUTPUT_MISSING"
+
+
+@pytest.mark.parametrize("report", [b"{", b"[]", b'{"photos": 3, "training": {"psnr": null}}', None])
+def test_strange_report_does_not_stop_the_message(cloud, report):
+    finished(cloud)
+    key = f"work/{JOB}/compress/report.json"
+    if report is None:
+        boto3.client("s3").delete_object(Bucket=BUCKET, Key=key)
+    else:
+        cloud.put(key, report)
+    assert succeed(cloud)["status"] == "SUCCEEDED"
+    assert LINK in cloud.messages()[0]
+
+
+def test_mail_goes_to_the_user_as_text_and_html(cloud, monkeypatch):
+    cloud.set(monkeypatch, SENDER_EMAIL=SENDER)
+    finished(cloud, options={"email": "user@example.org", "title": "Haus <Ä>"})
+    assert succeed(cloud)["message"] == "email"
+    (sent,) = cloud.mails()
+    assert set(sent.destinations) == {"user@example.org"}
+    mime = email.message_from_string(sent.raw_data, policy=email.policy.default)
+    assert (mime["From"], mime["To"], mime["Subject"]) == (
+        SENDER,
+        "user@example.org",
+        "Your 3D scene Haus <Ä> is ready",
+    )
+    text, html = (mime.get_body((kind,)).get_content() for kind in ("plain", "html"))
+    assert LINK in text and LINK in html
+    assert "Haus <Ä>" in text
+    assert "Haus &lt;Ä&gt;" in html
+    assert cloud.messages() == []
+
+
+def test_refused_mail_goes_to_the_topic(cloud, monkeypatch):
+    cloud.set(monkeypatch, SENDER_EMAIL="unverified@example.net")
+    finished(cloud, options={"email": "user@example.org"})
+    assert succeed(cloud)["message"] == "topic"
+    assert len(cloud.messages()) == 1
+
+
+def test_failure_names_reason_and_advice_once(cloud):
+    add_job(title="x")
+    assert fail(cloud) == {"status": "FAILED", "message": "topic"}
+    assert fail(cloud) == {"status": "FAILED", "message": "sent before"}
+    (text,) = cloud.messages()
+    assert "Why: Only 3 photos" in text
+    assert "What to do: Upload more photos" in text
+    assert jobs.get_job(JOB)["failure"]["code"] == "TOO_FEW_PHOTOS"
+
+
+@pytest.mark.parametrize("state", [{}, {"error": None}, {"error": "x"}, {"error": {"Error": 3}}, {"error": []}])
+def test_any_error_makes_a_message(cloud, state):
+    add_job()
+    notify.handler({"kind": "failed", "job_id": JOB, "state": state}, cloud.context)
+    assert "Why: Something went wrong" in cloud.messages()[0]
+
+
+def test_failure_without_a_row_is_told_too(cloud):
+    assert fail(cloud)["message"] == "topic"
+    assert row(f"JOB#{JOB}")["status"] == "FAILED"
+
+
+def test_failure_frees_the_scene_and_stops_the_billed_job(cloud):
+    add_job(job_name="spaceport-x-sfm-0")
+    jobs.note_object("my-house", aws.timestamp(), JOB)
+    jobs.put_task("spaceport-x-sfm-0", JOB, "sfm", 0, "token")
+    cloud.sagemaker.jobs["spaceport-x-sfm-0"] = {"ProcessingJobStatus": "InProgress"}
+    fail(cloud, "States.HeartbeatTimeout", "")
+    assert cloud.sagemaker.stopped == ["spaceport-x-sfm-0"]
+    assert jobs.open_task_names() == []
+    scene = row("SCENE#my-house")
+    assert "settling" not in scene
+    assert "job_id" not in scene
+
+
+@pytest.mark.parametrize(
+    ("status", "row_status", "words"),
+    [
+        ("ABORTED", "ABORTED", "The job was cancelled."),
+        ("TIMED_OUT", "FAILED", "The job took longer than a job may take."),
+    ],
+)
+def test_execution_ended_from_outside(cloud, status, row_status, words):
+    add_job(job_name="spaceport-x-train-0")
+    jobs.put_task("spaceport-x-train-0", JOB, "train", 0, "token")
+    cloud.sagemaker.jobs["spaceport-x-train-0"] = {"TrainingJobStatus": "InProgress"}
+    assert ended(cloud, status)["status"] == row_status
+    assert ended(cloud, status)["message"] == "sent before"
+    assert cloud.sagemaker.stopped == ["spaceport-x-train-0"]
+    (text,) = cloud.messages()
+    assert words in text
+
+
+def test_failed_execution_is_told_when_the_state_for_it_failed(cloud):
+    add_job(
+        "FAILED", raw_error=json.dumps({"Error": "NO_PHOTOS", "Cause": "NO_PHOTOS: None of the 3 files is a photo"})
+    )
+    ended(cloud, "FAILED", error="SceneFailed", cause="fixed text")
+    ended(cloud, "FAILED", error="SceneFailed", cause="fixed text")
+    (text,) = cloud.messages()
+    assert "None of the 3 files is a photo" in text
+
+
+def test_failed_execution_without_any_record(cloud):
+    add_job()
+    ended(cloud, "FAILED", error="States.Runtime", cause="An error occurred while executing the state")
+    assert "States.Runtime" in cloud.messages()[0]
+    assert jobs.get_job(JOB)["status"] == "FAILED"
+
+
+def test_execution_that_is_no_job_is_left_alone(cloud):
+    assert ended(cloud)["status"] == "unknown"
+    assert cloud.messages() == []
+
+
+def test_abort_after_success_tells_the_success(cloud):
+    finished(cloud)
+    jobs.end_job(JOB, "SUCCEEDED", result_url=LINK, cost_usd=3)
+    assert ended(cloud)["status"] == "SUCCEEDED"
+    assert LINK in cloud.messages()[0]
+
+
+def test_message_survives_a_call_that_died_while_sending(cloud):
+    add_job()
+    assert jobs.claim_message(JOB) == "claimed"  # and then the process is killed
+    with pytest.raises(JobFailure) as raised:
+        fail(cloud)
+    assert type(raised.value).__name__ == "Spaceport.Transient", (
+        "so the state machine, or Lambda for events, tries again"
+    )
+    cloud.wait(jobs.MESSAGE_CLAIM_S)
+    assert fail(cloud)["message"] == "topic"
+    assert len(cloud.messages()) == 1
+
+
+def test_failed_sending_can_be_repeated_at_once(cloud, monkeypatch):
+    add_job()
+    publish = mails.publish
+    monkeypatch.setattr(
+        mails, "publish", lambda _: (_ for _ in ()).throw(client_error("InternalError", "no", "Publish", 500))
+    )
+    with pytest.raises(Exception, match="no"):
+        fail(cloud)
+    monkeypatch.setattr(mails, "publish", publish)
+    assert fail(cloud)["message"] == "topic"
+
+
+def test_listener_that_cannot_be_told_does_not_fail_the_job(cloud, monkeypatch):
+    class Refusing:
+        def put_events(self, **_):
+            raise client_error("InternalException", "no", "PutEvents", 500)
+
+    monkeypatch.setattr(aws, "events", Refusing)
+    finished(cloud)
+    assert succeed(cloud)["status"] == "SUCCEEDED"
+
+
+def test_events_for_other_systems(cloud, monkeypatch):
+    entries = []
+
+    class Bus:
+        def put_events(self, Entries):
+            entries.extend(Entries)
+            return {"FailedEntryCount": 0}
+
+    monkeypatch.setattr(aws, "events", Bus)
+    add_job()
+    fail(cloud)
+    ((source, kind, detail),) = [(e["Source"], e["DetailType"], json.loads(e["Detail"])) for e in entries]
+    assert (source, kind, detail["job_id"], detail["failure"]["code"]) == (
+        "spaceport",
+        "SceneFailed",
+        JOB,
+        "TOO_FEW_PHOTOS",
+    )
+    assert ULID in detail["job_id"]

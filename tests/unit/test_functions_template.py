@@ -1,0 +1,340 @@
+"""template.yaml, the state machine and the functions fit each other."""
+
+import ast
+import json
+import re
+import sys
+
+import boto3
+import pytest
+from samtranslator.parser.parser import Parser
+from samtranslator.translator.translator import Translator
+
+import settings as settings_module
+from tests.unit.fn_cloud import EVENTS, ROOT, environment, load_event, load_template, resolve
+
+FUNCTIONS = ROOT / "functions"
+HANDLERS = {
+    "IngestFunction": "ingest",
+    "SettleFunction": "settle",
+    "ValidateFunction": "validate",
+    "StartJobFunction": "start_job",
+    "CheckStatusFunction": "check_status",
+    "NotifyFunction": "notify",
+}
+ASL = json.loads((ROOT / "statemachine/pipeline.asl.json").read_text())  # valid JSON before substitution
+STATES = ASL["States"]
+
+
+def machine_substitutions():
+    return load_template()["Resources"]["StateMachine"]["Properties"]["DefinitionSubstitutions"]
+
+
+# Template ------------------------------------------------------------------------------------------------------------
+
+
+def test_sections_come_in_the_agreed_order():
+    order = [
+        "AWSTemplateFormatVersion",
+        "Transform",
+        "Description",
+        "Metadata",
+        "Parameters",
+        "Conditions",
+        "Globals",
+        "Resources",
+        "Outputs",
+    ]
+    assert list(load_template()) == order
+
+
+def test_every_parameter_is_typed_described_and_bounded():
+    for name, parameter in load_template()["Parameters"].items():
+        assert {"Type", "Default", "Description"} <= set(parameter), name
+        constraints = {"AllowedValues", "AllowedPattern", "MinValue", "MaxValue"} & set(parameter)
+        assert constraints, f"{name} has no constraint"
+        if "AllowedPattern" in parameter:
+            assert re.fullmatch(parameter["AllowedPattern"], str(parameter["Default"])), name
+
+
+def test_sam_transforms_the_template(monkeypatch):
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    template = load_template()
+    for resource in template["Resources"].values():  # `sam package` replaces local paths like this
+        if resource["Type"] == "AWS::Serverless::StateMachine":
+            resource["Properties"]["DefinitionUri"] = "s3://bucket/machine"
+    template["Globals"]["Function"]["CodeUri"] = "s3://bucket/code"
+    parameters = {name: p["Default"] for name, p in template["Parameters"].items()}
+    translator = Translator({}, Parser(), boto_session=boto3.Session(region_name="us-east-1"))
+    resources = translator.translate(template, parameters)["Resources"]
+    kinds = [resource["Type"] for resource in resources.values()]
+    assert kinds.count("AWS::Lambda::Function") == 6
+    assert kinds.count("AWS::Events::Rule") == 5
+    assert kinds.count("AWS::Lambda::Permission") == 5
+    assert kinds.count("AWS::StepFunctions::StateMachine") == 1
+    roles = {
+        r["Properties"]["Role"]["Fn::GetAtt"][0] for r in resources.values() if r["Type"] == "AWS::Lambda::Function"
+    }
+    assert len(roles) == 6, "one role per function"
+
+
+@pytest.mark.parametrize(("function", "module"), HANDLERS.items())
+def test_handler_exists(function, module):
+    properties = load_template()["Resources"][function]["Properties"]
+    assert properties["Handler"] == f"{module}.handler"
+    tree = ast.parse((FUNCTIONS / f"{module}.py").read_text())
+    assert "handler" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("function", HANDLERS)
+def test_every_variable_that_is_read_is_set_and_the_other_way_round(function):
+    given = {name for name in environment(function) if not name.startswith("POWERTOOLS_")}
+    fields = settings_module.Settings.model_fields
+    required = {name.upper() for name, field in fields.items() if field.is_required()}
+    assert given - {"STATE_MACHINE_ARN"} == required
+    assert ("STATE_MACHINE_ARN" in given) == (function == "IngestFunction")
+
+
+def test_only_settings_reads_the_environment_and_only_aws_makes_clients():
+    for file in FUNCTIONS.glob("*.py"):
+        text = file.read_text()
+        assert bool(re.search(r"\bos\.environ|getenv", text)) == (file.name == "settings.py"), file.name
+        assert bool(re.search(r"boto3\.(client|resource|Session)", text)) == (file.name == "aws.py"), file.name
+        if file.name != "aws.py":
+            assert not re.search(r"\btime\.time\(|datetime\.now\(|utcnow\(", text), f"{file.name} reads the clock"
+
+
+def test_every_setting_is_used():
+    text = "\n".join(f.read_text() for f in FUNCTIONS.glob("*.py") if f.name != "settings.py")
+    for name in settings_module.Settings.model_fields:
+        of_stage = re.fullmatch(r"(?:sfm|train|compress)_(image_uri|instance_type|volume_gb|max_runtime_s)", name)
+        assert re.search(rf"\.{of_stage[1] if of_stage else name}\b", text), name
+
+
+def test_functions_import_no_other_part_and_nothing_heavy():
+    declared = set((FUNCTIONS / "requirements.txt").read_text().split())
+    assert declared == {"aws-lambda-powertools[tracer]", "jinja2", "pydantic", "python-ulid"}
+    allowed = {
+        "aws_lambda_powertools",
+        "jinja2",
+        "pydantic",
+        "ulid",
+        "boto3",
+        "botocore",
+        "mypy_boto3_dynamodb",
+        "mypy_boto3_s3",
+        "mypy_boto3_sagemaker",
+        "mypy_boto3_sesv2",
+        "mypy_boto3_sns",
+        "mypy_boto3_stepfunctions",
+    }
+    own = {file.stem for file in FUNCTIONS.glob("*.py")}
+    for file in FUNCTIONS.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                top = name.partition(".")[0]
+                assert top in allowed | own | sys.stdlib_module_names, f"{file.name} imports {name}"
+
+
+def test_names_of_resources_are_written_in_the_template_alone():
+    """Neither ARNs nor names nor values of the environment are repeated elsewhere."""
+    template = load_template()
+    logical = [name for name in template["Resources"] if name not in ("Bucket", "StateMachine")]
+    values = [str(p["Default"]) for name, p in template["Parameters"].items() if p["Type"] == "String" and p["Default"]]
+    values = [value for value in values if value.startswith("ml.") is False and value not in ("true", "spaceport")]
+    own_variables = [v for v in environment("IngestFunction") if not v.startswith("POWERTOOLS_")]
+    sources = [*FUNCTIONS.glob("*.py"), *(ROOT / "spaceport").rglob("*.py"), ROOT / "statemachine/pipeline.asl.json"]
+    for file in sources:
+        text = file.read_text()
+        if "functions" in file.parts:
+            assert not re.search(r"arn:aws", text), f"{file.name} writes an ARN"
+            for word in [*logical, *values, *own_variables]:
+                assert not re.search(rf"\b{re.escape(word)}\b", text), f"{file.name} repeats {word}"
+        for arn in re.findall(r"arn:aws:[^\"'\s]*", text):
+            assert re.fullmatch(r"arn:aws:states:::[A-Za-z:.]+", arn) or "functions" not in file.parts, (
+                f"{file.name}: {arn}"
+            )
+    asl = (ROOT / "statemachine/pipeline.asl.json").read_text()
+    assert set(re.findall(r"arn:aws:[^\"]*", asl)) == {
+        "arn:aws:states:::lambda:invoke.waitForTaskToken",
+        "arn:aws:states:::dynamodb:updateItem",
+    }
+
+
+def test_index_that_the_sweep_reads_is_the_declared_one():
+    import jobs
+
+    (index,) = load_template()["Resources"]["JobTable"]["Properties"]["GlobalSecondaryIndexes"]
+    assert index["IndexName"] == jobs.OPEN_TASKS_INDEX
+
+
+def test_roles_have_exact_actions():
+    template = load_template()
+    text = json.dumps(template)
+    assert not re.search(r'"(\w+):\*"', text.replace('"s3:*"', "")), "a wildcard action (the bucket's Deny apart)"
+    for name, resource in template["Resources"].items():
+        statements = [
+            s
+            for p in resource.get("Properties", {}).get("Policies", [])
+            if isinstance(p, dict)
+            for s in p.get("Statement", [])
+        ]
+        for statement in statements:
+            if "Fn::If" in statement:
+                continue
+            if statement["Resource"] == "*":
+                assert statement["Sid"] in ("DeliverLogs", "Trace"), f"{name}: {statement['Sid']}"
+
+
+# Events --------------------------------------------------------------------------------------------------------------
+
+
+def matches(pattern, value):
+    """EventBridge's rules that the template uses: nested objects, lists of alternatives, prefixes."""
+    if isinstance(pattern, dict):
+        return isinstance(value, dict) and all(k in value and matches(p, value[k]) for k, p in pattern.items())
+    return any(
+        value.startswith(option["prefix"]) if isinstance(option, dict) else value == option
+        for option in pattern
+        if isinstance(value, str)
+    )
+
+
+RULES = {
+    ("IngestFunction", "ObjectCreated"): {"s3-object-created"},
+    ("CheckStatusFunction", "TrainingJobChanged"): {
+        "sagemaker-training-completed",
+        "sagemaker-training-failed",
+        "sagemaker-training-stopped",
+        "sagemaker-training-in-progress",
+    },
+    ("CheckStatusFunction", "ProcessingJobChanged"): {"sagemaker-processing-completed", "sagemaker-processing-failed"},
+    ("NotifyFunction", "ExecutionEnded"): {"execution-status-change"},
+}
+
+
+@pytest.mark.parametrize(("function", "event"), RULES)
+def test_rule_takes_its_own_sample_events_and_no_others(function, event):
+    template = load_template()
+    pattern = resolve(template, template["Resources"][function]["Properties"]["Events"][event]["Properties"]["Pattern"])
+    taken = set()
+    for file in EVENTS.glob("*.json"):
+        sample = load_event(file.stem)
+        if file.stem == "execution-status-change":
+            sample["detail"]["stateMachineArn"] = pattern["detail"].get("stateMachineArn", [""])[0]
+        if matches(pattern, sample):
+            taken.add(file.stem)
+    assert taken == RULES[function, event]
+
+
+# State machine -------------------------------------------------------------------------------------------------------
+
+
+def test_substitutions_are_exactly_those_of_the_template():
+    used = set(re.findall(r"\$\{(\w+)\}", json.dumps(ASL)))
+    assert used == set(machine_substitutions())
+    assert not re.search(r":\s*\$\{", (ROOT / "statemachine/pipeline.asl.json").read_text())
+
+
+def test_every_next_exists_and_every_state_is_reached():
+    reached, todo = set(), [ASL["StartAt"]]
+    while todo:
+        name = todo.pop()
+        if name not in reached:
+            reached.add(name)
+            todo += followers(STATES[name])
+    assert reached == set(STATES)
+
+
+def followers(state):
+    catches = [catch["Next"] for catch in state.get("Catch", [])]
+    choices = [choice["Next"] for choice in state.get("Choices", [])]
+    return [*catches, *choices, *[state[key] for key in ("Next", "Default") if key in state]]
+
+
+def test_every_task_has_a_limit_a_catch_and_comes_to_a_true_end():
+    assert ASL["TimeoutSeconds"] > sum(
+        s.get("TimeoutSeconds", 0) for n, s in STATES.items() if n in ("SfM", "Train", "Compress")
+    )
+    for name, state in STATES.items():
+        if state["Type"] != "Task":
+            continue
+        assert state["TimeoutSeconds"] > 0, name
+        (catch,) = state["Catch"]
+        assert catch["ErrorEquals"] == ["States.ALL"], name
+        # The handlers of an error keep the error they handle; everything else writes it.
+        assert catch["ResultPath"] == (None if name in ("RecordFailure", "NotifyFailure") else "$.error"), name
+        if ".waitForTaskToken" in state["Resource"]:
+            assert state["HeartbeatSeconds"] >= 2 * 300, "the sweep comes every five minutes"
+    assert STATES["Failed"]["Type"] == "Fail"
+    assert not {"ErrorPath", "CausePath"} & set(STATES["Failed"])
+
+
+def test_limits_of_the_machine_are_longer_than_those_of_the_jobs():
+    parameters = load_template()["Parameters"]
+    for state, stage in (("SfM", "Sfm"), ("Train", "Train"), ("Compress", "Compress")):
+        longest = parameters[f"{stage}MaxRuntimeSeconds"]["MaxValue"]
+        longest += parameters["SpotWaitSeconds"]["MaxValue"] if stage == "Train" else 0
+        assert STATES[state]["TimeoutSeconds"] > longest
+    for state in ("Settle", "Validate", "Notify", "NotifyFailure"):
+        function = load_template()["Resources"][f"{state.removesuffix('Failure')}Function"]["Properties"]
+        assert STATES[state]["TimeoutSeconds"] > function.get("Timeout", 60)
+
+
+def test_stage_payload_is_the_contracts():
+    for state, stage in (("SfM", "sfm"), ("Train", "train"), ("Compress", "compress")):
+        assert STATES[state]["Parameters"]["Payload"] == {
+            "state.$": "$",
+            "stage": stage,
+            "attempt.$": "$$.State.RetryCount",
+            "task_token.$": "$$.Task.Token",
+            "execution_arn.$": "$$.Execution.Id",
+        }
+        assert STATES[state]["ResultPath"] == f"$.{stage}"
+        assert ["Spaceport.Transient"] in [retry["ErrorEquals"] for retry in STATES[state]["Retry"]]
+
+
+def test_paths_are_the_state_the_context_or_guarded():
+    """No path may fail: `$` and the context always exist, `$.error` on every way into the error states, others are guarded."""
+    written = {name: written_before(name) for name in STATES}
+    for name, state in STATES.items():
+        text = json.dumps({k: v for k, v in state.items() if k not in ("Catch", "ResultPath", "Comment", "Choices")})
+        for path in re.findall(r"(?<!\$)\$\.[\w.]+", text):
+            if state["Type"] == "Wait":
+                assert path == "$.settle.wait_s"
+                choice = next(c for c in STATES["UploadComplete?"]["Choices"] if c["Next"] == name)
+                assert [path in rule.values() for rule in choice["And"]] == [True] * len(choice["And"])
+                assert [s for s in STATES if name in followers(STATES[s])] == ["UploadComplete?"]
+                continue
+            assert path == "$.error", f"{name} reads {path}"
+            assert "error" in written[name], f"{name} reads $.error, which not every way there writes"
+        for choice in state.get("Choices", []):
+            first, second, *_ = choice["And"]
+            assert first.get("IsPresent") is True, name
+            assert any(key.startswith("Is") and second[key] is True for key in second), name
+            assert len({rule["Variable"] for rule in choice["And"]}) == 1
+
+
+def written_before(target):
+    """Top-level fields that every way from the start to a state has written (a fixed point over the graph)."""
+    everything = {"settle", "validate", "sfm", "train", "compress", "notify", "error"}
+    known = {name: set(everything) for name in STATES}
+    known[ASL["StartAt"]] = set()
+    changed = True
+    while changed:
+        changed = False
+        for name, state in STATES.items():
+            success = known[name] | field_of(state.get("ResultPath"))
+            edges = [(n, success) for n in followers({k: v for k, v in state.items() if k != "Catch"})]
+            edges += [(c["Next"], known[name] | field_of(c["ResultPath"])) for c in state.get("Catch", [])]
+            for follower, fields in edges:
+                if not known[follower] <= fields:
+                    known[follower] &= fields
+                    changed = True
+    return known[target]
+
+
+def field_of(result_path):
+    return {result_path[2:]} if result_path else set()
