@@ -1,6 +1,6 @@
 """Blend the Gaussians of each tile front to back, and carry the image's gradient back to them.
 
-One row of sixteen pixels is one vector. alpha = exp(-8 s) by a polynomial of degree 5 (relative error 8e-8) and three
+One block of 4x4 pixels is one vector, a tile is 4x4 blocks, and only the blocks that an ellipse touches are computed. alpha = exp(-8 s) by a polynomial of degree 5 (relative error 8e-8) and three
 squarings. Thresholds are gsplat's: alpha at least 1/255 and at most 0.999, transmittance at least 1e-4.
 
 A pixel whose transmittance would fall below 1e-4 is finished; its transmittance is then kept with a minus sign, so that
@@ -18,13 +18,15 @@ from numba import njit
 from splat.projection import RECORD
 from splat.simd import (
     lane_abs,
+    lane_column,
     lane_max,
     lane_min,
-    lane_numbers,
+    lane_row,
     lanes,
     load,
     lowest_bit,
     mask_bits,
+    quads,
     select,
     store,
     sums_of_nine,
@@ -34,24 +36,50 @@ from splat.simd import (
 ALPHA_MAX = np.float32(0.999)
 T_MIN = np.float32(1e-4)
 LIMIT = np.float32(np.log(255.0) / 8)
-ROW_LIMIT = np.float32(np.log(255.0) / 8 + 1e-4)  # rows are chosen a little too generously; each pixel is tested again
+BLOCK_LIMIT = np.float32(np.log(255.0) / 8 + 1e-4)  # blocks are chosen a little too generously; pixels are tested again
 # exp(-x) on 0..0.694, weighted least squares for the relative error
 P0, P1, P2, P3, P4, P5 = (
     np.float32(v) for v in (0.99999993, -0.99999302, 0.49988769, -0.16599458, 0.03980742, -0.00586762)
 )
-HALF, ONE, ZERO, LAST = np.float32(0.5), np.float32(1), np.float32(0), np.float32(15.5)
+HALF, ONE, ZERO = np.float32(0.5), np.float32(1), np.float32(0)
+TWO, THREE, FOUR = np.float32(2), np.float32(3), np.float32(4)
+# Where the table of a tile's blocks lies in a thread's work space: sixteen numbers each.
+VALUE, SLOPE_X, SLOPE_Y, PLACE_X, PLACE_Y = 1792, 1808, 1824, 1840, 1856
+WORK = 1872  # floats of work space
+quad0, quad1, quad2, quad3 = quads
 
 inline = njit(forceinline=True, nogil=True)
 
 
 @inline
-def touched_rows(records: Any, base: Any, x: Any, y: Any) -> Any:
-    """Bits of the tile's rows in which some pixel centre may reach alpha 1/255; (x, y) is the tile's corner."""
-    mx, my = records[base] - x, records[base + 1] - y
+def touched_blocks(records: Any, base: Any, x: Any, y: Any, work: Any) -> Any:
+    """Bits of the tile's blocks in which some pixel centre may reach alpha 1/255; (x, y) is the tile's corner.
+
+    The least value of the quadratic form in a box that does not hold its centre lies on one of the sides that face it.
+    Leaves for each block, in ``work``, the place of its first pixel, and the form and its slopes there.
+    """
     a, b, c, e = records[base + 2], records[base + 3], records[base + 4], records[base + 5]
-    dy = lane_numbers() + (HALF - my)
-    dx = lane_max(lane_min(dy * records[base + 9], LAST - mx), HALF - mx)
-    return mask_bits(((dx * a + dy * b) * dx + (dy * c) * dy) + e <= lanes(ROW_LIMIT))
+    left = lane_column() * FOUR + (HALF + x - records[base])
+    top = lane_row() * FOUR + (HALF + y - records[base + 1])
+    right, bottom = left + THREE, top + THREE
+    zero = lanes(ZERO)
+    dx, dy = lane_max(lane_min(zero, right), left), lane_max(lane_min(zero, bottom), top)
+    dy1 = lane_max(lane_min(dx * records[base + 12], bottom), top)
+    dx2 = lane_max(lane_min(dy * records[base + 9], right), left)
+    side = (dx * a + dy1 * b) * dx + (dy1 * c) * dy1
+    other = (dx2 * a + dy * b) * dx2 + (dy * c) * dy
+    store(work, VALUE, (left * a + top * b) * left + ((top * c) * top + e))
+    store(work, SLOPE_X, left * (a * TWO) + top * b)
+    store(work, SLOPE_Y, left * b + top * (c * TWO))
+    store(work, PLACE_X, left)
+    store(work, PLACE_Y, top)
+    return mask_bits(lane_min(side, other) + e <= lanes(BLOCK_LIMIT))
+
+
+@inline
+def of_block(work: Any, table: Any, block: Any) -> Any:
+    """One number of ``touched_blocks`` in every lane."""
+    return lanes(work[np.uint64(table) + block])
 
 
 @inline
@@ -64,11 +92,40 @@ def alpha_of(s: Any) -> Any:
 
 
 @inline
-def start_transmittance(work: Any, columns: Any, rows: Any) -> None:
-    """1 inside the image, -1 (finished) outside."""
-    inside = select(lane_numbers() + HALF <= lanes(np.float32(columns)), lanes(ONE), lanes(-ONE))
-    for row in range(16):
-        store(work, row * 16, inside if row < rows else lanes(-ONE))
+def start_transmittance(work: Any, columns: Any, rows: Any) -> Any:
+    """1 inside the image, -1 (finished) outside; returns the bits of the blocks with a pixel inside."""
+    live = np.uint64(0)
+    for block in range(16):
+        x, y = np.float32(columns - block % 4 * 4), np.float32(rows - block // 4 * 4)
+        inside = (lane_column() + HALF <= lanes(x)) & (lane_row() + HALF <= lanes(y))
+        store(work, block * 16, select(inside, lanes(ONE), lanes(-ONE)))
+        if mask_bits(inside) != 0:
+            live |= np.uint64(1) << np.uint64(block)
+    return live
+
+
+@inline
+def rows_to_blocks(source: Any, at: Any, line: Any, work: Any, to: Any) -> None:
+    """Copy a 16x16 tile of an image plane into 16 blocks."""
+    for k in range(4):
+        i = at + 4 * k * line
+        a, b, c, d = load(source, i), load(source, i + line), load(source, i + 2 * line), load(source, i + 3 * line)
+        store(work, to + 64 * k, quad0(a, b, c, d))
+        store(work, to + 64 * k + 16, quad1(a, b, c, d))
+        store(work, to + 64 * k + 32, quad2(a, b, c, d))
+        store(work, to + 64 * k + 48, quad3(a, b, c, d))
+
+
+@inline
+def blocks_to_rows(work: Any, start: Any, target: Any, at: Any, line: Any) -> None:
+    """Copy 16 blocks into a 16x16 tile of an image plane."""
+    for k in range(4):
+        i, j = at + 4 * k * line, start + 64 * k
+        a, b, c, d = load(work, j), load(work, j + 16), load(work, j + 32), load(work, j + 48)
+        store(target, i, quad0(a, b, c, d))
+        store(target, i + line, quad1(a, b, c, d))
+        store(target, i + 2 * line, quad2(a, b, c, d))
+        store(target, i + 3 * line, quad3(a, b, c, d))
 
 
 @njit(
@@ -90,7 +147,7 @@ def blend(
 ) -> None:
     """Fill ``image`` [4, rows * 16, columns * 16]: red, green, blue with background, and transmittance.
 
-    ``work``: 1,024 floats of this thread's own.
+    ``work``: WORK floats of this thread's own.
     """
     columns = (width + 15) // 16
     line = columns * 16
@@ -101,28 +158,29 @@ def blend(
             break
         tile = tile_order[turn]
         x, y = tile % columns * 16, tile // columns * 16
-        rows = min(16, height - y)
-        start_transmittance(work, min(16, width - x), rows)
+        live = start_transmittance(work, width - x, height - y)
         for i in range(256, 1024, 16):
             store(work, i, lanes(ZERO))
-        live = np.uint64((1 << rows) - 1)
         fx, fy = np.float32(x), np.float32(y)
         for entry in range(tile_start[tile], tile_start[tile + 1]):
             base = np.int64(list_gaussian[entry]) * RECORD
-            bits = touched_rows(records, base, fx, fy) & live
+            bits = touched_blocks(records, base, fx, fy, work) & live
             if bits == 0:
                 continue
             a, b, c = records[base + 2], records[base + 3], records[base + 4]
             red, green, blue = lanes(records[base + 6]), lanes(records[base + 7]), lanes(records[base + 8])
-            my = records[base + 1] - fy - HALF
-            dx = lane_numbers() + (HALF + fx - records[base])
-            sx, sxy = (dx * a) * dx + records[base + 5], dx * b
+            u, v = lane_column(), lane_row()
+            curve = (u * a + v * b) * u + (v * c) * v
             while bits != 0:
-                row = np.int64(lowest_bit(bits))
+                block = lowest_bit(bits)
                 bits &= bits - np.uint64(1)
-                at = row * 16
-                dy = np.float32(row) - my
-                s = (sxy + c * dy) * dy + sx
+                at = block * np.uint64(16)
+                s = (
+                    curve
+                    + u * of_block(work, SLOPE_X, block)
+                    + v * of_block(work, SLOPE_Y, block)
+                    + of_block(work, VALUE, block)
+                )
                 valid = s <= lanes(LIMIT)
                 t = load(work, at)
                 w = lane_min(alpha_of(s), ALPHA_MAX) * t
@@ -135,16 +193,18 @@ def blend(
                 t = select(counted, after, select(valid, lanes(ZERO) - lane_abs(t), t))
                 store(work, at, t)
                 if mask_bits(t > lanes(ZERO)) == 0:
-                    live &= ~(np.uint64(1) << np.uint64(row))
+                    live &= ~(np.uint64(1) << block)
             if live == 0:
                 break
-        for row in range(16):
-            out = (y + row) * line + x
-            t = lane_abs(load(work, row * 16))
+        for i in range(0, 256, 16):
+            t = lane_abs(load(work, i))
+            store(work, i, t)
             for channel in range(3):
-                value = load(work, (channel + 1) * 256 + row * 16)
-                store(image, channel * plane + out, value + t * background[channel])
-            store(image, 3 * plane + out, t)
+                at = (channel + 1) * 256 + i
+                store(work, at, load(work, at) + t * background[channel])
+        for channel in range(3):
+            blocks_to_rows(work, (channel + 1) * 256, image, channel * plane + y * line + x, line)
+        blocks_to_rows(work, 0, image, 3 * plane + y * line + x, line)
 
 
 @njit(
@@ -168,7 +228,7 @@ def blend_backward(
 ) -> None:
     """Fill each pair's slot (see ``project_backward``) from ``grad`` [4, …], dL/d(red, green, blue) and dL/dalpha.
 
-    ``image`` is what ``blend`` wrote. ``work``: 1,280 floats of this thread's own.
+    ``image`` is what ``blend`` wrote. ``work``: WORK floats of this thread's own.
     """
     columns = (width + 15) // 16
     line = columns * 16
@@ -180,38 +240,42 @@ def blend_backward(
             break
         tile = tile_order[turn]
         x, y = tile % columns * 16, tile // columns * 16
-        rows = min(16, height - y)
-        start_transmittance(work, min(16, width - x), rows)
-        for row in range(16):
-            at, i = row * 16, (y + row) * line + x
-            red, green, blue = load(grad, i), load(grad, plane + i), load(grad, 2 * plane + i)
-            behind = load(image, i) * red + load(image, plane + i) * green + load(image, 2 * plane + i) * blue
-            store(work, 256 + at, behind - load(image, 3 * plane + i) * load(grad, 3 * plane + i))
-            store(work, 512 + at, red)
-            store(work, 768 + at, green)
-            store(work, 1024 + at, blue)
-        live = np.uint64((1 << rows) - 1)
+        live = start_transmittance(work, width - x, height - y)
+        for channel in range(3):
+            rows_to_blocks(grad, channel * plane + y * line + x, line, work, 512 + 256 * channel)
+        for channel in range(3):
+            rows_to_blocks(image, channel * plane + y * line + x, line, work, 1280)
+            for i in range(0, 256, 16):
+                seen = load(work, 1280 + i) * load(work, 512 + 256 * channel + i)
+                store(work, 256 + i, seen if channel == 0 else seen + load(work, 256 + i))
+        rows_to_blocks(image, 3 * plane + y * line + x, line, work, 1280)
+        rows_to_blocks(grad, 3 * plane + y * line + x, line, work, 1536)
+        for i in range(0, 256, 16):
+            store(work, 256 + i, load(work, 256 + i) - load(work, 1280 + i) * load(work, 1536 + i))
         fx, fy = np.float32(x), np.float32(y)
         for entry in range(tile_start[tile], tile_start[tile + 1]):
             slot = np.int64(list_slot[entry]) * 16
             base = np.int64(list_gaussian[entry]) * RECORD
-            bits = touched_rows(records, base, fx, fy) & live
+            bits = touched_blocks(records, base, fx, fy, work) & live
             if bits == 0:
                 store(slots, slot, zero)
                 continue
             a, b, c = records[base + 2], records[base + 3], records[base + 4]
             red, green, blue = lanes(records[base + 6]), lanes(records[base + 7]), lanes(records[base + 8])
-            my = records[base + 1] - fy - HALF
-            dx = lane_numbers() + (HALF + fx - records[base])
-            sx, sxy = (dx * a) * dx + records[base + 5], dx * b
-            sum_q, sum_qy, sum_qyy = zero, zero, zero
+            u, v = lane_column(), lane_row()
+            curve = (u * a + v * b) * u + (v * c) * v
+            sum_q, sum_x, sum_y, sum_xx, sum_xy, sum_yy = zero, zero, zero, zero, zero, zero
             sum_red, sum_green, sum_blue = zero, zero, zero
             while bits != 0:
-                row = np.int64(lowest_bit(bits))
+                block = lowest_bit(bits)
                 bits &= bits - np.uint64(1)
-                at = row * 16
-                dy = np.float32(row) - my
-                s = (sxy + c * dy) * dy + sx
+                at = block * np.uint64(16)
+                s = (
+                    curve
+                    + u * of_block(work, SLOPE_X, block)
+                    + v * of_block(work, SLOPE_Y, block)
+                    + of_block(work, VALUE, block)
+                )
                 valid = s <= lanes(LIMIT)
                 t = load(work, at)
                 full = alpha_of(s)
@@ -221,25 +285,39 @@ def blend_backward(
                 counted = valid & (after > lanes(T_MIN))
                 w = select(counted, w, zero)
                 grad_red, grad_green, grad_blue = load(work, 512 + at), load(work, 768 + at), load(work, 1024 + at)
-                shade = grad_red * red + grad_green * green + grad_blue * blue
-                behind = load(work, 256 + at) - w * shade
+                shade = w * (grad_red * red + grad_green * green + grad_blue * blue)
+                behind = load(work, 256 + at) - shade
                 store(work, 256 + at, behind)
                 # alpha dL/dalpha = alpha (T shade - behind / (1 - alpha)); none where alpha was cut to 0.999.
-                q = w * shade - alpha * behind / (ONE - alpha)
+                q = shade - alpha * behind / (ONE - alpha)
                 q = select(counted & (full <= lanes(ALPHA_MAX)), q, zero)
+                bx, by = of_block(work, PLACE_X, block), of_block(work, PLACE_Y, block)
+                qx, qy = q * bx, q * by
                 sum_q += q
-                qy = q * dy
-                sum_qy += qy
-                sum_qyy += qy * dy
+                sum_x += qx
+                sum_y += qy
+                sum_xx += qx * bx
+                sum_xy += qx * by
+                sum_yy += qy * by
                 sum_red += w * grad_red
                 sum_green += w * grad_green
                 sum_blue += w * grad_blue
                 t = select(counted, after, select(valid, zero - lane_abs(t), t))
                 store(work, at, t)
                 if mask_bits(t > zero) == 0:
-                    live &= ~(np.uint64(1) << np.uint64(row))
-            sum_qx = sum_q * dx
-            sums = sums_of_nine(sum_q, sum_qx, sum_qx * dx, sum_qy, sum_qy * dx, sum_qyy, sum_red, sum_green, sum_blue)
+                    live &= ~(np.uint64(1) << np.uint64(block))
+            # From the blocks' corners to the pixels: dx = bx + u, dy = by + v.
+            sums = sums_of_nine(
+                sum_q,
+                sum_x + u * sum_q,
+                sum_xx + u * (TWO * sum_x + u * sum_q),
+                sum_y + v * sum_q,
+                sum_xy + u * sum_y + v * (sum_x + u * sum_q),
+                sum_yy + v * (TWO * sum_y + v * sum_q),
+                sum_red,
+                sum_green,
+                sum_blue,
+            )
             store(slots, slot, sums)
             if live == 0:
                 for rest in range(entry + 1, tile_start[tile + 1]):

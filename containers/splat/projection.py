@@ -35,7 +35,7 @@ from splat.simd import (
 MEAN, SCALE, QUAT, LOGIT, SH = 0, 3, 6, 10, 11
 RECORD = 16  # floats per projected Gaussian: one cache line
 # A record: 0 mx, 1 my (pixels); 2 a, 3 b, 4 c, 5 e with alpha = exp(-8 (a dx^2 + b dx dy + c dy^2 + e)); 6-8 colour;
-# 9 the dx / dy of the row-wise minimum; 10, 11 half width and half height (pixels) of the region with alpha >= 1/255.
+# 9 dx / dy of the least value in a row, 12 dy / dx of that in a column; 10, 11 half width and half height (pixels) of the region with alpha >= 1/255.
 BLUR = np.float32(0.3)  # px^2, added to the projected covariance
 CLIP = 0.3  # how far beyond the image the projection's Jacobian is evaluated, in half fields of view
 LOG_255 = np.float32(np.log(255.0))
@@ -253,6 +253,7 @@ def project(
             store_strided(records, base + 9, RECORD, zero - HALF * cb / ca)
             store_strided(records, base + 10, RECORD, half_width)
             store_strided(records, base + 11, RECORD, half_height)
+            store_strided(records, base + 12, RECORD, zero - HALF * cb / cc)
 
 
 @inline

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from splat.blend import blend, blend_backward
+from splat.blend import WORK, blend, blend_backward
 from splat.cameras import View
 from splat.model import Gaussians
 from splat.projection import CLIP, LOGIT, MEAN, QUAT, RECORD, SCALE, SH, project, project_backward
@@ -79,7 +79,7 @@ class Rasterizer:
     def __init__(self, threads: int | None = None, near: float = NEAR) -> None:
         self.workers = Workers(threads)
         self.near = near
-        self._work = [aligned(5 * TILE * TILE) for _ in range(self.workers.threads)]
+        self._work = [aligned(WORK) for _ in range(self.workers.threads)]
         self._slots = aligned(0)
         self._image = aligned(0)
         self._per_gaussian(0)

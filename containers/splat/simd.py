@@ -161,6 +161,21 @@ def lane_numbers(typingctx: Any) -> Any:
     return signature(lanes_type), codegen
 
 
+def _constant_lanes(values: list[int]) -> Callable:
+    def typing(typingctx: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return ir.Constant(FLOATS, [ir.Constant(FLOAT, float(v)) for v in values])
+
+        return signature(lanes_type), codegen
+
+    return intrinsic(typing)
+
+
+# Place of each lane in a 4x4 block.
+lane_column = _constant_lanes([i % 4 for i in range(LANES)])
+lane_row = _constant_lanes([i // 4 for i in range(LANES)])
+
+
 @intrinsic
 def select(typingctx: Any, mask: Any, yes: Any, no: Any) -> Any:
     """``yes`` where ``mask`` holds, else ``no``."""
@@ -169,6 +184,27 @@ def select(typingctx: Any, mask: Any, yes: Any, no: Any) -> Any:
         return builder.select(*args)
 
     return signature(lanes_type, mask_type, lanes_type, lanes_type), codegen
+
+
+def _quad(which: int) -> Callable:
+    def typing(typingctx: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            start = 4 * which
+            pair = ir.Constant(
+                ir.VectorType(I32, LANES),
+                [*range(start, start + 4), *range(LANES + start, LANES + start + 4)] * 2,
+            )
+            ends = ir.Constant(ir.VectorType(I32, LANES), [*range(8), *range(LANES, LANES + 8)])
+            first, last = builder.shuffle_vector(args[0], args[1], pair), builder.shuffle_vector(args[2], args[3], pair)
+            return builder.shuffle_vector(first, last, ends)
+
+        return signature(lanes_type, *[lanes_type] * 4), codegen
+
+    return intrinsic(typing)
+
+
+# Lanes 4k to 4k + 3 of each of four vectors. Four rows of sixteen pixels become four blocks of 4x4 pixels, and back.
+quads = tuple(_quad(k) for k in range(4))
 
 
 @intrinsic

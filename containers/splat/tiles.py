@@ -20,23 +20,9 @@ LIMIT = np.log(255.0) / 8  # where alpha = 1/255, in the units of a record
 
 
 @njit(forceinline=True, nogil=True)
-def row_span(records: Any, base: Any, low: Any, high: Any) -> Any:
-    """Leftmost and rightmost x of the ellipse between the pixel rows' centres ``low`` and ``high``; empty: right < left."""
-    mx, my = np.float64(records[base]), np.float64(records[base + 1])
-    a, b, c = np.float64(records[base + 2]), np.float64(records[base + 3]), np.float64(records[base + 4])
-    half_width, half_height = np.float64(records[base + 10]), np.float64(records[base + 11])
-    y0, y1 = max(low - my, -half_height), min(high - my, half_height)
-    if y1 < y0 - MARGIN:
-        return 0.0, -1.0
-    limit = (LIMIT - np.float64(records[base + 5])) / a
-    slope = -0.5 * b / a
-    bend = max(c / a - slope * slope, 0.0)
-    y_right = -0.5 * b / c * half_width  # the row where the ellipse reaches furthest to the right
-    y = min(max(y_right, y0), y1)
-    right = min(slope * y + np.sqrt(max(limit - bend * y * y, 0.0)), half_width)
-    y = min(max(-y_right, y0), y1)
-    left = max(slope * y - np.sqrt(max(limit - bend * y * y, 0.0)), -half_width)
-    return mx + left - MARGIN, mx + right + MARGIN
+def reach(slope: Any, bend: Any, limit: Any, y: Any) -> Any:
+    """Middle and half length of the ellipse's chord at height ``y`` above its centre."""
+    return slope * y, np.sqrt(max(limit - bend * y * y, 0.0))
 
 
 @njit(
@@ -72,23 +58,34 @@ def emit(
         for rank in range(blocks[block], blocks[block + 1]):
             gaussian = order[rank]
             base = gaussian * RECORD
-            my, half_height = np.float64(records[base + 1]), np.float64(records[base + 11])
+            mx, my = np.float64(records[base]), np.float64(records[base + 1])
+            half_width, half_height = np.float64(records[base + 10]), np.float64(records[base + 11])
+            limit = (LIMIT - np.float64(records[base + 5])) / np.float64(records[base + 2])
+            slope, tilt = np.float64(records[base + 9]), np.float64(records[base + 12])
+            bend = max(np.float64(records[base + 4]) / np.float64(records[base + 2]) - slope * slope, 0.0)
+            y_right = tilt * half_width  # the height at which the ellipse reaches furthest to the right
             top = max(np.int64(np.floor((my - half_height) / TILE)), 0)
             bottom = min(np.int64(np.floor((my + half_height) / TILE)) + 1, rows)
-            first_slot[gaussian] = slot
+            start = slot
             for row in range(top, bottom):
-                left, right = row_span(records, base, row * TILE + 0.5, min(row * TILE + TILE, height) - 0.5)
-                if right < left:
+                y0 = max(row * TILE + 0.5 - my, -half_height)
+                y1 = min(min(row * TILE + TILE, height) - 0.5 - my, half_height)
+                if y1 < y0 - MARGIN:
                     continue
-                first = max(np.int64(np.floor(np.ceil(left - 0.5) / TILE)), 0)
-                last = min(np.int64(np.floor(np.floor(right - 0.5) / TILE)), columns - 1)
+                middle, half = reach(slope, bend, limit, min(max(y_right, y0), y1))
+                right = mx + min(middle + half, half_width) + MARGIN
+                middle, half = reach(slope, bend, limit, min(max(-y_right, y0), y1))
+                left = mx + max(middle - half, -half_width) - MARGIN
+                first = max(np.int64(np.ceil(left - 0.5)) >> 4, 0)
+                last = min(np.int64(np.floor(right - 0.5)) >> 4, columns - 1)
                 for column in range(first, last + 1):
                     tile = row * columns + column
                     slot_tile[slot] = tile
                     slot_gaussian[slot] = gaussian
                     counts[block, tile] += 1
                     slot += 1
-            slot_count[gaussian] = slot - first_slot[gaussian]
+            first_slot[gaussian] = start
+            slot_count[gaussian] = slot - start
         room[block] = slot  # now the end of the block's slots
 
 
