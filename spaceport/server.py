@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 import re
 import sys
 import threading
@@ -246,7 +247,10 @@ class _InProcess:
 @functools.cache
 def in_process_session() -> boto3.Session:
     """A session whose clients call the application of ``use_in_process`` instead of opening a connection."""
-    core = botocore.session.get_session()
+    # Nothing of the user's own AWS configuration: a profile that does not exist would be an error.
+    core = botocore.session.Session(session_vars={"profile": (None, None, None, None)})
+    core.set_config_variable("config_file", os.devnull)
+    core.set_config_variable("credentials_file", os.devnull)
 
     def before_send(request: AWSPreparedRequest, **_: Any) -> AWSResponse:
         if _InProcess.application is None:

@@ -1,0 +1,183 @@
+"""The engine without files and processes, in virtual time, through the real template and functions; and its safeguards."""
+
+import time
+from datetime import timedelta
+
+import pytest
+
+from spaceport.clock import VirtualClock
+from spaceport.engine import Engine
+from spaceport.job_runner import Exit
+from spaceport.storage import StorageError
+
+PARAMETERS = {
+    "SenderEmail": "s@example.org",
+    "NotificationEmail": "owner@example.org",
+    "ResultBaseUrl": "https://results.example.org",
+    "PricesUsdPerHour": "*=0",
+}
+
+
+class Stages:
+    """Plays the programs: each takes ten minutes and leaves what the next one promised to read."""
+
+    def __init__(self):
+        self.engine = None
+        self.outcomes = {}  # (stage, attempt) -> Exit, otherwise success
+        self.names = []
+
+    def start(self, job, on_exit):
+        self.names.append(job.name)
+        stage, attempt = job.name.split("-")[-2:]
+        result = self.outcomes.get((stage, int(attempt)), Exit(0))
+        self.engine.clock.call_later(600, lambda: self.end(job, stage, result, on_exit))
+
+        class Handle:
+            def stop(self):
+                on_exit(Exit(143))
+
+            kill = stop
+
+        return Handle()
+
+    def end(self, job, stage, result, on_exit):
+        if result.status == 0:
+            request, put = job.request, self.engine.storage.put_bytes
+            if stage == "train":
+                base = f"{request['OutputDataConfig']['S3OutputPath']}{job.name}/output/model/"
+            else:
+                base = request["ProcessingOutputConfig"]["Outputs"][0]["S3Output"]["S3Uri"]
+            bucket, _, key = base.removeprefix("s3://").partition("/")
+            for name in {"sfm": ["scene.json"], "train": ["scene.ply"], "compress": ["index.html", "report.json"]}[stage]:
+                put(bucket, f"{key.rstrip('/')}/{name}", b"{}")
+        on_exit(result)
+
+
+def deploy(**options):
+    clock, stages, events = VirtualClock(), Stages(), []
+
+    def use_virtual_time(function, modules):
+        modules["aws"].now = lambda: clock.now().timestamp()
+
+    engine = Engine(None, PARAMETERS, clock, events.append, runner=stages, on_load=use_virtual_time, **options)
+    stages.engine = engine
+    return engine, stages, events
+
+
+def upload(engine, scene="house", photos=9, ready=True):
+    for index in range(photos):
+        engine.storage.put_bytes(engine.bucket, f"uploads/{scene}/{index}.jpg", b"\xff\xd8\xff\xe0" + b"x" * 100)
+    if ready:
+        engine.storage.put_bytes(engine.bucket, f"uploads/{scene}/job.json", b'{"ready": true}')
+
+
+def executions(engine):
+    listed = engine.step_functions.list_executions(engine.machine_arn)
+    return [engine.step_functions.describe_execution(e["executionArn"]) for e in listed]
+
+
+def test_half_an_hour_passes_in_no_time():
+    engine, stages, _ = deploy()
+    with engine:
+        started = engine.clock.now()
+        upload(engine)
+        engine.clock.advance(7200)
+        (execution,) = executions(engine)
+        assert execution["status"] == "SUCCEEDED"
+        assert timedelta(minutes=30) <= execution["stopDate"] - started < timedelta(minutes=32)
+        assert [name.split("-")[-2] for name in stages.names] == ["sfm", "train", "compress"]
+        (mail,) = engine.outbox.messages
+        assert execution["name"] in mail.get_content()
+        keys = engine.storage.list(engine.bucket, f"results/house/{execution['name']}/")
+        assert {key.rpartition("/")[2] for key in keys} == {"index.html", "report.json", "scene.ply"}
+        assert engine.row(f"JOB#{execution['name']}")["status"] == "SUCCEEDED"
+
+
+def test_photos_alone_start_after_the_quiet_period():
+    engine, stages, _ = deploy()
+    with engine:
+        upload(engine, ready=False)
+        engine.clock.advance(30)
+        upload(engine, photos=10, ready=False)
+        engine.clock.advance(45)
+        assert stages.names == []
+        engine.clock.advance(60)
+        assert len(stages.names) == 1
+        assert len(executions(engine)) == 1
+
+
+def test_duplicate_events_change_nothing():
+    engine, stages, _ = deploy(duplicate_events=True)
+    with engine:
+        upload(engine)
+        engine.clock.advance(7200)
+        (execution,) = executions(engine)
+        assert execution["status"] == "SUCCEEDED"
+        assert len(stages.names) == 3 and len(engine.outbox.messages) == 1
+
+
+def test_a_transient_failure_is_tried_again_under_a_new_name():
+    engine, stages, _ = deploy()
+    stages.outcomes["sfm", 0] = Exit(143)
+    with engine:
+        upload(engine)
+        engine.clock.advance(7200)
+        assert [name.split("-", 2)[2] for name in stages.names] == ["sfm-0", "sfm-1", "train-0", "compress-0"]
+        assert executions(engine)[0]["status"] == "SUCCEEDED"
+
+
+def test_an_aborted_execution_stops_its_job_and_tells_the_user():
+    engine, stages, events = deploy()
+    with engine:
+        upload(engine)
+        engine.clock.advance(60)
+        (execution,) = executions(engine)
+        engine.client("stepfunctions").stop_execution(executionArn=execution["executionArn"])
+        engine.clock.advance(60)
+        (mail,) = engine.outbox.messages
+        assert mail["To"] == "owner@example.org"
+        job = engine.client("sagemaker").describe_processing_job(ProcessingJobName=stages.names[0])
+        assert job["ProcessingJobStatus"] == "Stopped"
+        assert engine.row(f"JOB#{execution['name']}")["status"] == "ABORTED"
+        assert [e["status"] for e in events if e["type"] == "execution_ended"] == ["ABORTED"]
+
+
+def test_a_lost_event_is_found_by_the_sweep(monkeypatch):
+    engine, stages, _ = deploy()
+    with engine:
+        monkeypatch.setattr(engine.sagemaker, "emit", lambda *event: None)
+        upload(engine)
+        engine.clock.advance(3 * 3600)
+        assert executions(engine)[0]["status"] == "SUCCEEDED"
+
+
+def test_one_engine_at_a_time_and_nothing_left_for_the_next():
+    first, _, _ = deploy()
+    with first:
+        upload(first, ready=False)
+        with pytest.raises(StorageError, match="another engine"):
+            deploy()
+    second, stages, _ = deploy()
+    with second:
+        second.clock.advance(3600)
+        assert second.storage.list(second.bucket, "") == []
+        assert stages.names == [] and executions(second) == []
+
+
+def test_the_users_own_aws_configuration_is_not_used(monkeypatch):
+    for name, value in {
+        "AWS_PROFILE": "missing",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1",
+        "AWS_REGION": "eu-central-1",
+        "AWS_DEFAULT_REGION": "eu-central-1",
+        "AWS_ACCESS_KEY_ID": "mine",
+    }.items():
+        monkeypatch.setenv(name, value)
+    engine, stages, _ = deploy()
+    with engine:
+        upload(engine)
+        started = time.monotonic()
+        engine.clock.advance(7200)
+        assert executions(engine)[0]["status"] == "SUCCEEDED"
+        assert time.monotonic() - started < 60
