@@ -1,6 +1,6 @@
 """Runs stage programs in the container images, shut in as SageMaker shuts them in: `spaceport run --jobs docker`.
 
-One container per job, with all of /opt/ml mounted from the job's folder, no network, a read-only root file system and no
+One container per job, with all of /opt/ml mounted from its folder, no network, a read-only root file system and no
 capabilities. The images are those of `make images`; $SPACEPORT_DOCKER_IMAGES names others.
 """
 

@@ -1,0 +1,85 @@
+"""Fixtures of the image tests: an engine, the three images built from the production Dockerfile, input photos.
+
+Where no engine can be had these tests are skipped on a laptop, and fail where CI=true.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from images.build import Built, base_image, build
+from images.engine import Engine, NoEngine, running_engine
+from tests.images.figures import Figures
+from tests.images.player import IMAGES, ROOT, Player
+
+DATA = Path(os.environ.get("SPACEPORT_DATA") or ROOT.parent / "shared" / "data")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.images)
+            item.add_marker(pytest.mark.timeout(1500))  # the first one builds the images
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    try:
+        with running_engine() as running:
+            yield running
+    except NoEngine as problem:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"the images cannot be tested: {problem}", pytrace=False)
+        print(f"\n*** IMAGES NOT TESTED: {problem} ***", file=sys.stderr)
+        pytest.skip(f"IMAGES NOT TESTED: {problem}")
+
+
+@pytest.fixture(scope="session")
+def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
+    """What the tests measured; written to build/images/images.md, and to docs/ when SPACEPORT_WRITE_DOCS=1."""
+    found = Figures()
+    yield found
+    found.write(ROOT, complete=request.session.testsfailed == 0)
+
+
+@pytest.fixture(scope="session")
+def base(engine: Engine) -> str:
+    return base_image(engine)
+
+
+@pytest.fixture(scope="session")
+def images(engine: Engine, base: str, figures: Figures) -> Callable[[str], str]:
+    """Builds the image of a stage when it is first asked for; returns its tag."""
+    built: dict[str, Built] = {}
+
+    def get(stage: str) -> str:
+        if stage not in built:
+            tag = IMAGES.format(stage=stage)
+            no_cache = os.environ.get("SPACEPORT_IMAGES_COLD") == "1"
+            built[stage] = build(engine, stage, tag, base, no_cache=no_cache)
+            figures.builds[stage] = (built[stage], build(engine, stage, tag, base))
+        return built[stage].tag
+
+    return get
+
+
+@pytest.fixture
+def player(engine: Engine, images: Callable[[str], str], tmp_path: Path) -> Iterator[Player]:
+    """An empty bucket; every image is there."""
+    playing = Player.open(engine, images, tmp_path)
+    yield playing
+    playing.close()
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[Path]:
+    """Ten photos of a walk around a plush doll."""
+    folder = DATA / "plush" / "images"
+    if not folder.is_dir():
+        pytest.skip(f"the test photos are not there: {folder}; SPACEPORT_DATA names another place")
+    return sorted(folder.glob("*.[jJ][pP][gG]"))[:10]

@@ -1,0 +1,265 @@
+"""Each image, run as SageMaker runs it with what start_job sends: all of /opt/ml mounted over and root's with mode 0755, no
+network, a read-only root file system, no capabilities, a memory limit. Good input, bad input, stop, resume, out of memory.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from images.engine import Engine
+from settings import Stage
+from spaceport.docker_runner import Limits
+from tests.images.figures import Figures
+from tests.images.player import STOP_LIMIT_S, Player, Ran
+
+# Short, but nothing is left out.
+OPTIONS: dict[Stage, dict[str, Any]] = {
+    "sfm": {"preset": "draft", "max_image_long_side": 640},
+    "train": {"preset": "draft", "max_iterations": 120, "max_gaussians": 3000, "max_image_long_side": 160},
+    "compress": {"preset": "draft", "title": "A garden"},
+}
+LONG_TRAINING = {"preset": "draft", "max_gaussians": 3000, "max_image_long_side": 160}
+PROMISED = {
+    "sfm": ("sparse/cameras.bin", "sparse/images.bin", "sparse/points3D.bin", "scene.json", "photos.json"),
+    "train": ("scene.ply", "metrics.json"),
+    "compress": ("scene.sog", "scene.spz", "index.html", "settings.json", "report.json", "report.html", "poster.jpg"),
+}
+STAGES: tuple[Stage, ...] = ("sfm", "train", "compress")
+
+
+@pytest.fixture(scope="session")
+def good_run(
+    engine: Engine, images: Callable[[str], str], photos: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Stage], tuple[Ran, Path]]:
+    """Runs a stage on the results of the stages before it, once; returns what was seen and the folder of its results."""
+
+    @cache
+    def run(stage: Stage) -> tuple[Ran, Path]:
+        earlier = {name: run(name)[1] for name in STAGES[: STAGES.index(stage)]}
+        folder = tmp_path_factory.mktemp(stage)
+        player = Player.open(engine, images, folder)
+        try:
+            player.put_photos(photos)
+            for name, result in earlier.items():
+                player.put_result(name, result)
+            ran = player.run(stage, OPTIONS[stage])
+            return ran, player.get_result(stage, folder / "result")
+        finally:
+            player.close()
+
+    return run
+
+
+def provide(player: Player, stage: Stage, photos: list[Path], good_run: Callable[[Stage], tuple[Ran, Path]]) -> None:
+    """Good input for a stage."""
+    player.put_photos(photos)
+    for name in STAGES[: STAGES.index(stage)]:
+        player.put_result(name, good_run(name)[1])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_good_input(stage: Stage, good_run: Callable[[Stage], tuple[Ran, Path]], figures: Figures) -> None:
+    ran, result = good_run(stage)
+    figures.add(stage, "good input", ran.exit_status, f"{len(ran.stored)} files", ran.seconds)
+    assert ran.exit_status == 0, ran.log[-3000:]
+    assert ran.verdict.status == "succeeded"
+    assert ran.message == ""
+    assert set(PROMISED[stage]) <= set(ran.stored)
+    assert sorted(ran.outputs) == sorted(ran.stored), "everything written is stored, and nothing else"
+    assert all((result / name).stat().st_size > 0 for name in PROMISED[stage])
+    last = ran.progress[-1]
+    assert (last["stage"], last["step"]) == (stage, last["total"])
+
+
+def spoil_photos(player: Player, tmp_path: Path) -> None:
+    files = [tmp_path / f"note-{number}.jpg" for number in range(9)]
+    for file in files:
+        file.write_text("not a photo")
+    player.put_photos(files)
+
+
+def spoil(player: Player, stage: Stage, name: str, tmp_path: Path) -> None:
+    """Cut a file of an earlier stage's result in half."""
+    prefix = f"{stage}/"
+    keys = [key for key in player.storage.list("photos-and-results", "work/") if prefix in key and key.endswith(name)]
+    assert len(keys) == 1, keys
+    whole = player.storage.read("photos-and-results", keys[0])
+    file = tmp_path / "half"
+    file.write_bytes(whole[: len(whole) // 2])
+    player.storage.put_file("photos-and-results", keys[0], file)
+
+
+BAD_INPUT = [
+    ("sfm", "no photo among the files", lambda player, tmp: spoil_photos(player, tmp)),
+    ("train", "half of SfM's images.bin", lambda player, tmp: spoil(player, "sfm", "sparse/images.bin", tmp)),
+    ("compress", "half of scene.ply", lambda player, tmp: spoil(player, "train", "scene.ply", tmp)),
+]
+
+
+@pytest.mark.parametrize(("stage", "case", "damage"), BAD_INPUT, ids=[case[0] for case in BAD_INPUT])
+def test_bad_input(
+    stage: Stage,
+    case: str,
+    damage: Callable[[Player, Path], None],
+    player: Player,
+    photos: list[Path],
+    good_run: Callable[[Stage], tuple[Ran, Path]],
+    figures: Figures,
+    tmp_path: Path,
+) -> None:
+    provide(player, stage, photos, good_run)
+    damage(player, tmp_path)
+    ran = player.run(stage, OPTIONS[stage])
+    figures.add(stage, case, ran.exit_status, ran.message, ran.seconds)
+    failed_with_reason(ran)
+    assert not ran.message.startswith("INTERNAL_ERROR"), "the user can act on this; it is no fault of the program"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("entrypoint", ["request", "image"])
+def test_bad_option(
+    stage: Stage, entrypoint: str, player: Player, photos: list[Path], good_run: Any, figures: Figures
+) -> None:
+    """By the entry point of the request, and by the image's own, as ``docker run IMAGE train``."""
+    provide(player, stage, photos, good_run)
+
+    def change(request: dict[str, Any]) -> None:
+        if stage == "train":
+            request["HyperParameters"]["preset"] = "enormous"
+        else:
+            name = "PRESET" if stage == "sfm" else "PRICE_USD_PER_HOUR"
+            request["Environment"][f"SPACEPORT_OPTION_{name}"] = "enormous"
+
+    ran = player.run(stage, OPTIONS[stage], change=change, entrypoint_of_image=entrypoint == "image")
+    figures.add(stage, f"wrong option, entry point of the {entrypoint}", ran.exit_status, ran.message, ran.seconds)
+    failed_with_reason(ran, "BAD_OPTION")
+    assert "enormous" in ran.message
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_missing_channel(stage: Stage, player: Player, photos: list[Path], good_run: Any, figures: Figures) -> None:
+    provide(player, stage, photos, good_run)
+
+    def change(request: dict[str, Any]) -> None:
+        request.pop("InputDataConfig", None)
+        request.pop("ProcessingInputs", None)
+
+    ran = player.run(stage, OPTIONS[stage], change=change)
+    figures.add(stage, "input channel missing", ran.exit_status, ran.message, ran.seconds)
+    failed_with_reason(ran, "INPUT_MISSING")
+
+
+def failed_with_reason(ran: Ran, code: str | None = None) -> None:
+    """Exit code 1, a reason that check_status understands, and no result."""
+    assert ran.exit_status == 1, ran.log[-3000:]
+    found, _, reason = ran.message.partition(": ")
+    assert found == (code or found) and found.replace("_", "").isupper(), ran.message
+    assert len(ran.message) <= 1024 and len(reason) > 20
+    assert (ran.verdict.status, ran.verdict.code) == ("failed", found)
+    assert ran.verdict.reason.startswith(reason[:100])
+    assert ran.outputs == [] and ran.stored == []
+
+
+PHASES = [
+    ("sfm", "Finding features"),
+    ("sfm", "Comparing photos"),
+    ("sfm", "Placing cameras"),
+    ("train", "Loading photos"),
+    ("train", "Training"),
+    ("compress", "Compressing"),
+    ("compress", "Drawing"),
+]
+
+
+@pytest.mark.parametrize(("stage", "phase"), PHASES, ids=[f"{stage}-{phase}" for stage, phase in PHASES])
+def test_stop(stage: Stage, phase: str, player: Player, photos: list[Path], good_run: Any, figures: Figures) -> None:
+    """SIGTERM in each phase: the program ends in time, says so by 143, and has written no half result."""
+    provide(player, stage, photos, good_run)
+    options = LONG_TRAINING if stage == "train" else OPTIONS[stage]
+    ran = player.run(stage, options, stop_when=lambda progress: progress["message"].startswith(phase))
+    assert ran.stop_seconds is not None, f"the phase {phase!r} was never seen: {ran.progress}"
+    figures.add(stage, f"SIGTERM while “{phase}”", ran.exit_status, "stopped", ran.stop_seconds)
+    assert ran.stop_seconds < STOP_LIMIT_S
+    assert ran.exit_status == 143, ran.log[-3000:]
+    assert (ran.verdict.status, ran.verdict.code) == ("failed", "STAGE_STOPPED")
+    assert ran.stored == [] and ran.message == ""
+    assert ran.events("stopped")
+
+
+def test_training_resumes(player: Player, photos: list[Path], good_run: Any, figures: Figures) -> None:
+    """A stopped training leaves a checkpoint; the next attempt, a new job, goes on from it."""
+    provide(player, "train", photos, good_run)
+    options = LONG_TRAINING | {"max_iterations": 2500}
+    stopped = player.run("train", options, stop_when=lambda progress: progress["step"] >= 50)
+    assert stopped.exit_status == 143, stopped.log[-3000:]
+    assert [name for name in player.checkpoints() if name != "progress.json"], "no checkpoint was stored"
+    ran = player.run("train", options, attempt=1)
+    assert ran.exit_status == 0, ran.log[-3000:]
+    (resumed,) = ran.events("resumed")
+    assert resumed["iteration"] > 0
+    (trained,) = ran.events("trained")
+    assert trained["iterations"] > resumed["iteration"]
+    figures.add("train", "resume", ran.exit_status, f"went on at iteration {resumed['iteration']}", ran.seconds)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_out_of_memory(stage: Stage, player: Player, photos: list[Path], good_run: Any, figures: Figures) -> None:
+    provide(player, stage, photos, good_run)
+    ran = player.run(stage, OPTIONS[stage], limits=Limits(memory_bytes=100 << 20))
+    text = ran.message or f"(none: killed) → {ran.verdict.code}: {ran.verdict.reason}"
+    figures.add(stage, "memory limit of 100 MiB", ran.exit_status, text, ran.seconds)
+    assert ran.exit_status == 137 or ran.message.startswith("OUT_OF_MEMORY"), ran.log[-3000:]
+    assert (ran.verdict.status, ran.verdict.code) == ("failed", "OUT_OF_MEMORY")
+    assert ran.stored == []
+
+
+# What the volume has beyond the stage's input.
+ROOM_BYTES: dict[Stage, int] = {"sfm": 600_000, "train": 100_000, "compress": 1_500_000}
+
+
+@pytest.fixture
+def small_volume(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A file system of the given size, for the job's tree."""
+    mounted = []
+
+    def make(size_bytes: int) -> Path:
+        folder = tmp_path / "volume"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=0755", "tmpfs", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"only root can mount a small volume: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_disk_full(
+    stage: Stage,
+    player: Player,
+    photos: list[Path],
+    good_run: Any,
+    figures: Figures,
+    small_volume: Callable[[int], Path],
+) -> None:
+    provide(player, stage, photos, good_run)
+    inputs = list(photos) if stage == "sfm" else []
+    for name in {"sfm": (), "train": ("sfm",), "compress": ("sfm", "train")}[stage]:
+        inputs += [path for path in good_run(name)[1].rglob("*") if path.is_file()]
+    pages = sum(-(-path.stat().st_size // 4096) + 2 for path in inputs) + 40
+    ran = player.run(stage, OPTIONS[stage], jobs_dir=small_volume(pages * 4096 + ROOM_BYTES[stage]))
+    figures.add(stage, "disk full", ran.exit_status, ran.message, ran.seconds)
+    assert ran.exit_status == 1, ran.log[-3000:]
+    assert ran.message.startswith("DISK_FULL: ")
+    assert (ran.verdict.status, ran.verdict.code) == ("failed", "DISK_FULL")
+    assert ran.stored == []
