@@ -171,7 +171,11 @@ MUTATIONS = [
         put("Compress", "Catch", 0, "ResultPath", value=None),
         Expected("path", "RecordFailure", "$.error"),
     ),
-    Mutation("default_skips_the_error", _skip_malformed_answer, Expected("path", "RecordFailure", "$.error")),
+    Mutation(
+        "default_skips_the_error",
+        put("UploadComplete?", "Default", value="RecordFailure"),
+        Expected("path", "RecordFailure", "$.error"),
+    ),
     Mutation("state_that_nothing_leads_to", _skip_malformed_answer, Expected("unreachable", "MalformedAnswer")),
     Mutation(
         "stage_that_was_skipped",
