@@ -241,7 +241,7 @@ def transform(document: dict[str, Any], values: dict[str, str], folder: Path, re
     from samtranslator.translator.transform import transform as sam_transform
 
     _localize(document, folder)
-    with _environment("AWS_DEFAULT_REGION", region):
+    with _without_user_configuration(region):
         try:
             return sam_transform(document, dict(values), _NoManagedPolicies())
         except InvalidDocumentException as error:
@@ -255,16 +255,21 @@ class _NoManagedPolicies:
 
 
 @contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
+def _without_user_configuration(region: str) -> Iterator[None]:
+    """The transform asks boto3 for a region; the user's profile and files have no part in it."""
+    before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("AWS_")}
+    own = {
+        "AWS_DEFAULT_REGION": region,
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+    os.environ.update(own)
     try:
         yield
     finally:
-        if before is None:
+        for name in own:
             del os.environ[name]
-        else:
-            os.environ[name] = before
+        os.environ.update(before)
 
 
 def _localize(document: dict[str, Any], folder: Path) -> None:

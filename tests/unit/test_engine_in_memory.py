@@ -48,7 +48,9 @@ class Stages:
             else:
                 base = request["ProcessingOutputConfig"]["Outputs"][0]["S3Output"]["S3Uri"]
             bucket, _, key = base.removeprefix("s3://").partition("/")
-            for name in {"sfm": ["scene.json"], "train": ["scene.ply"], "compress": ["index.html", "report.json"]}[stage]:
+            for name in {"sfm": ["scene.json"], "train": ["scene.ply"], "compress": ["index.html", "report.json"]}[
+                stage
+            ]:
                 put(bucket, f"{key.rstrip('/')}/{name}", b"{}")
         on_exit(result)
 
