@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,9 +39,8 @@ class Figures:
         lines += ["| image | first build | layers from cache | again | size |", "| --- | --- | --- | --- | --- |"]
         for stage, (first, again) in sorted(self.builds.items()):
             cached = f"{first.steps_cached} of {first.steps + first.steps_cached}"
-            lines.append(
-                f"| {stage} | {first.seconds:.1f} s | {cached} | {again.seconds:.1f} s | {first.size_bytes / 1e6:.0f} MB |"
-            )
+            size = f"{first.size_bytes / 1e6:.0f} MB"
+            lines.append(f"| {stage} | {first.seconds:.1f} s | {cached} | {again.seconds:.1f} s | {size} |")
         lines += ["", "| image | case | exit code | message | time |", "| --- | --- | --- | --- | --- |"]
         for case in sorted(self.cases, key=lambda case: (case.stage, case.case)):
             text = case.text.replace("|", "\\|")
@@ -49,8 +49,6 @@ class Figures:
 
     def write(self, root: Path, complete: bool) -> None:
         """The table alone to build/images/; into docs/images.md when asked for and every test has passed."""
-        import os
-
         target = root / "build" / "images" / "images.md"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(self.markdown() + "\n", encoding="utf-8")

@@ -1,7 +1,8 @@
-"""Plays SageMaker around the images: requests of the control plane, the embedded SageMaker, containers instead of processes.
+"""Plays SageMaker around the images: the control plane's requests, the embedded SageMaker, containers as its jobs.
 
-Nothing of the contract is written a second time here: the request comes from functions/sagemaker_jobs.py with the settings of
-template.yaml, the tree under /opt/ml and the environment from spaceport/sagemaker.py, the verdict from functions/verdicts.py.
+Nothing of the contract is written a second time here: the request comes from functions/sagemaker_jobs.py with the
+settings of template.yaml, the tree under /opt/ml and the environment from spaceport/sagemaker.py and job_files.py, the
+verdict from functions/verdicts.py.
 """
 
 from __future__ import annotations

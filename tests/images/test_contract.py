@@ -1,5 +1,5 @@
-"""Each image, run as SageMaker runs it with what start_job sends: all of /opt/ml mounted over and root's with mode 0755, no
-network, a read-only root file system, no capabilities, a memory limit. Good input, bad input, stop, resume, out of memory.
+"""Each image, run as SageMaker runs it with what start_job sends: all of /opt/ml mounted over, root's with mode 0755,
+no network, a read-only root file system, no capabilities, a memory limit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STAGES: tuple[Stage, ...] = ("sfm", "train", "compress")
 def good_run(
     engine: Engine, images: Callable[[str], str], photos: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Stage], tuple[Ran, Path]]:
-    """Runs a stage on the results of the stages before it, once; returns what was seen and the folder of its results."""
+    """Runs a stage on the results of those before it, once; returns what was seen and the folder of its results."""
 
     @cache
     def run(stage: Stage) -> tuple[Ran, Path]:
@@ -96,7 +96,7 @@ def spoil(player: Player, stage: Stage, name: str, tmp_path: Path) -> None:
 
 
 BAD_INPUT = [
-    ("sfm", "no photo among the files", lambda player, tmp: spoil_photos(player, tmp)),
+    ("sfm", "no photo among the files", spoil_photos),
     ("train", "half of SfM's images.bin", lambda player, tmp: spoil(player, "sfm", "sparse/images.bin", tmp)),
     ("compress", "half of scene.ply", lambda player, tmp: spoil(player, "train", "scene.ply", tmp)),
 ]

