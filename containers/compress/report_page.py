@@ -65,7 +65,11 @@ def choose_pairs(heldout: list[PhotoQuality]) -> list[Pair]:
     if len(ranked) <= PREVIEW_PAIRS:
         chosen = [("", photo) for photo in ranked]
     else:
-        chosen = [("best", ranked[0]), ("typical", ranked[len(ranked) // 2]), ("worst", ranked[-1])]
+        chosen = [
+            ("the best of those kept out", ranked[0]),
+            ("in the middle", ranked[len(ranked) // 2]),
+            ("the worst", ranked[-1]),
+        ]
     return [as_pair(label, photo) for label, photo in chosen]
 
 

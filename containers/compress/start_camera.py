@@ -14,7 +14,7 @@ Vector = NDArray[np.float64]
 
 FOV_RANGE_DEG = (50.0, 75.0)  # of the long side; wider distorts, narrower hides the surroundings
 ASPECT = 16 / 9
-AIR = 1.08  # how much farther than the photos, so that the subject does not touch the frame
+AIR = 1.2  # how much farther than the photos, so that the subject does not touch the frame
 NADIR_ELEVATION_DEG = 60.0  # photos from steeper than this look straight down
 OBLIQUE_ELEVATION_DEG = 42.0
 PLEASANT_ELEVATION_DEG = 25.0
