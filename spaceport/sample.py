@@ -37,10 +37,11 @@ def render_sample(
 ) -> None:
     """Write ``photo_001.jpg``… and ``truth.json`` to ``folder``; ``progress`` is called with (photos done, photos).
 
-    The photos carry EXIF as a drone writes it: focal length, date, and a GPS position with a decimetre of noise. ``truth.json`` is
-    not a photo, so the pipeline passes it by: ``{"cameras": [{name, width, height, fx, fy, cx, cy, world_to_camera}], "origin",
-    "scene_radius_m", "frame"}``, poses 4x4, world in ENU metres, camera x right, y down, z forward, pixel centres at +0.5.
-    The first run compiles the ray caster (half a minute) and caches it. Raises ValueError for sizes that make no photo set.
+    The photos carry EXIF as a drone writes it: focal length, date, and a GPS position with a decimetre of noise.
+    ``truth.json`` is not a photo, so the pipeline passes it by: ``{"cameras": [{name, width, height, fx, fy, cx, cy,
+    world_to_camera}], "origin", "scene_radius_m", "frame"}``, poses 4x4, world in ENU metres, camera x right, y down,
+    z forward, pixel centres at +0.5. The first run compiles the ray caster (half a minute) and caches it. Raises
+    ValueError for sizes that make no photo set.
     """
     if photos < 3 or min(width_px, height_px) < 64:
         raise ValueError(f"a sample needs at least 3 photos of 64 px, not {photos} of {width_px}x{height_px}")
@@ -86,7 +87,8 @@ def render_sample(
 def orbit(photos: int, rng: np.random.Generator) -> list[Array]:
     """World-to-camera poses [4, 4] on two rings around the hamlet, a low wide one and a high narrow one.
 
-    Heights and targets vary a little, as with a hand-flown drone: a perfect circle leaves the focal length badly determined.
+    Heights and targets vary a little, as with a hand-flown drone: a perfect circle leaves the focal length badly
+    determined.
     """
     low = max(2, round(photos * 0.58))
     poses = []

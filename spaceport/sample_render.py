@@ -1,7 +1,7 @@
 """Ray caster of the sample scene: heightfield, convex polytopes and leafy ellipsoids, compiled with numba.
 
-World frame: ENU metres (x east, y north, z up). Camera frame as in COLMAP: x right, y down, z forward; pixel centres at +0.5.
-Colours are linear RGB until :func:`develop` turns them into a photo.
+World frame: ENU metres (x east, y north, z up). Camera frame as in COLMAP: x right, y down, z forward; pixel centres
+at +0.5. Colours are linear RGB until :func:`develop` turns them into a photo.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def noise3(x: float, y: float, z: float, seed: int) -> float:
 
 @njit(cache=True, fastmath=True)
 def fractal2(x: float, y: float, coarsest_m: float, finest_m: float, gain: float, seed: int) -> float:
-    """Octaves of noise from ``coarsest_m`` down to ``finest_m`` (the pixel footprint, so that nothing aliases), about -1..1."""
+    """Octaves of noise, about -1..1, from ``coarsest_m`` down to ``finest_m``, a pixel's footprint."""
     total, weight, norm, size = 0.0, 1.0, 0.0, coarsest_m
     while size > finest_m:
         fade = min(1.0, size / finest_m - 1.0)
@@ -138,7 +138,8 @@ def hit_ground(
 ) -> float:
     """Distance along the ray to the terrain, or ``limit``; nothing is hit before ``start``.
 
-    A step is bounded by the steepest slope around (``slopes`` [C, C], valid one cell further), so none goes through; the last decimetre is solved on the tangent plane.
+    A step is bounded by the steepest slope around (``slopes`` [C, C], valid one cell further), so none goes through;
+    the last decimetre is solved on the tangent plane.
     """
     t = start
     if dz < -1e-6 and oz + t * dz > highest_m:
@@ -185,7 +186,7 @@ def leaf_gap(x: float, y: float, z: float, seed: int) -> bool:
 
 
 @njit(cache=True, fastmath=True)
-def hit_ellipsoid(
+def hit_ellipsoid(  # noqa: PLR0911
     centre: Array,
     radii: Array,
     material: Array,
@@ -309,7 +310,7 @@ def sunlight(world: World, x: float, y: float, z: float) -> float:
 
 @njit(cache=True, parallel=True, fastmath=True)
 def render_sun_depth(world: World, starts: Array, solids: Array, out: Array) -> None:
-    """Fill ``out`` [S, S] with the distance of the first surface along parallel sun rays; tiles of solids as in ``starts``."""
+    """Fill ``out`` [S, S] with the distance of the first surface along parallel sun rays."""
     n = out.shape[0]
     tiles = (n + TILE_PX - 1) // TILE_PX
     reach = MAX_DISTANCE_M / 2
@@ -327,7 +328,7 @@ def render_sun_depth(world: World, starts: Array, solids: Array, out: Array) -> 
 
 @njit(cache=True, fastmath=True)
 def wall_pattern(material: int, u: float, v: float, half: float, height: float, seed: int, px: float) -> float:
-    """Brightness of a roof or wall at (u, v) metres on its face, about 0.2..1.4; ``px`` is the footprint of a pixel in metres."""
+    """Brightness, about 0.2..1.4, of a roof or wall at (u, v) metres on its face, seen with a footprint of ``px`` metres."""
     stain = 1.0 + 0.22 * fractal2(u, v, 3.0, px, 0.7, seed)
     if material == TILES:
         row = math.floor(v / 0.32)
@@ -447,7 +448,7 @@ def bilinear(level: Array, u: float, v: float, channel: int) -> float:
 
 @njit(cache=True, fastmath=True)
 def ground_colour(maps: tuple[Array, ...], half_m: float, x: float, y: float, px: float) -> tuple[float, float, float]:
-    """Lit colour of the terrain from a pyramid of maps over [-half, half]², filtered to the footprint of a pixel."""
+    """Lit colour of the terrain from a pyramid of maps over [-half, half]², filtered to the footprint ``px``."""
     u, v = (x + half_m) / (2 * half_m), (y + half_m) / (2 * half_m)
     texel = 2 * half_m / maps[0].shape[0]
     level = min(max(math.log2(max(px, 1e-6) / texel), 0.0), len(maps) - 1.001)
@@ -482,7 +483,7 @@ def render_photo(
     solids: Array,
     out: Array,
 ) -> None:
-    """Fill ``out`` [H, W, 3] with linear colour, 2x2 rays a pixel. ``camera_to_world`` [3, 4]; principal point in the middle."""
+    """Fill ``out`` [H, W, 3] with linear colour, 2x2 rays a pixel; principal point in the middle of the photo."""
     height, width = out.shape[0], out.shape[1]
     columns = (width + TILE_PX - 1) // TILE_PX
     rows = (height + TILE_PX - 1) // TILE_PX
@@ -518,7 +519,10 @@ def render_photo(
 
 @njit(cache=True)
 def tile_lists(boxes: Array, columns: int, rows: int) -> tuple[Array, Array]:
-    """Solids by tile, as CSR (starts [T + 1], solids). ``boxes`` [P, 4]: first and last tile column and row, empty if first > last."""
+    """Solids by tile, as CSR (starts [T + 1], solids).
+
+    ``boxes`` [P, 4]: first and last tile column, first and last row; empty where first > last.
+    """
     starts = np.zeros(columns * rows + 1, np.int64)
     for p in range(boxes.shape[0]):
         for row in range(max(0, boxes[p, 2]), min(rows - 1, boxes[p, 3]) + 1):

@@ -5,6 +5,7 @@ World frame: ENU metres, origin on the village green at height 0. Everything is 
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -127,13 +128,13 @@ def terrain_heights(seed: int) -> Array:
 
 
 def local_slopes(heights: Array) -> Array:
-    """[32, 32] steepest slope (rise over run) of the bilinear surface ``heights`` [1024, 1024] in each cell and its neighbours."""
+    """[32, 32] steepest slope of the bilinear surface ``heights`` [1024, 1024] in each cell and its neighbours."""
     east = np.abs(np.diff(heights, axis=1, append=heights[:, -1:]))
     north = np.abs(np.diff(heights, axis=0, append=heights[-1:]))
     spacing_m = 2 * HALF_M / (len(heights) - 1)
     cells = [d.reshape(32, 32, 32, 32).max((1, 3)) for d in (east, north)]
     padded = np.pad(np.hypot(*cells) / spacing_m * 1.02, 1, mode="edge")
-    return np.max([padded[j : j + 32, i : i + 32] for j in range(3) for i in range(3)], axis=0)  # type: ignore[no-any-return]
+    return np.max([padded[j : j + 32, i : i + 32] for j in range(3) for i in range(3)], axis=0)
 
 
 class Solids:
@@ -174,7 +175,7 @@ class Solids:
         colour: Any,
         wall_height: float = 0.0,
     ) -> None:
-        """Faces as (outward normal, offset, half width) and corners in the local frame: x along yaw, origin on the ground."""
+        """Faces as (outward normal, offset, half width) and corners in the local frame (x along yaw)."""
         c, s = math.cos(math.radians(yaw_deg)), math.sin(math.radians(yaw_deg))
         turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
         place = np.array(origin)
@@ -355,7 +356,7 @@ def free_ground(x: float, y: float, margin: float) -> bool:
     if math.hypot(x - TOWER[0], y - TOWER[1]) < 4 + margin:
         return False
     for path in PATHS:
-        for (ax, ay), (bx, by) in zip(path[:-1], path[1:], strict=True):
+        for (ax, ay), (bx, by) in itertools.pairwise(path):
             t = min(max(((x - ax) * (bx - ax) + (y - ay) * (by - ay)) / ((bx - ax) ** 2 + (by - ay) ** 2), 0), 1)
             if math.hypot(x - ax - t * (bx - ax), y - ay - t * (by - ay)) < 1.8 + 0.6 * margin:
                 return False

@@ -1,7 +1,8 @@
 """Turn a reconstruction into the scene frame: +y down, origin in the middle, metres where GPS can be trusted.
 
-Frames: "model" is what the mapper returns (arbitrary similarity), ENU is east-north-up in metres at a reference point, "scene" is
-(x, y, z) = (east, -up, north), right-handed with y down. Rotations act on column vectors; cameras as in COLMAP (x right, y down, z forward).
+Frames: "model" is what the mapper returns (arbitrary similarity), ENU is east-north-up in metres at a reference point,
+"scene" is (x, y, z) = (east, -up, north), right-handed with y down. Rotations act on column vectors; cameras as in
+COLMAP: x right, y down, z forward.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Alignment:
 def align(centres: Array, world_to_camera: Array, points: Array, gps_enu_m: Array) -> Alignment:
     """Find the scene frame.
 
-    ``centres`` [n, 3] and ``points`` [p, 3] in the model frame, ``world_to_camera`` [n, 3, 3], ``gps_enu_m`` [n, 3] positions from EXIF
-    at any reference point nearby, NaN where unknown.
+    ``centres`` [n, 3] and ``points`` [p, 3] in the model frame, ``world_to_camera`` [n, 3, 3], ``gps_enu_m`` [n, 3] the
+    positions from EXIF at any reference point nearby, NaN where unknown.
     """
     middle = robust_centre(points, centres)
     fit = fit_gps(centres, gps_enu_m)
@@ -72,11 +73,11 @@ def align(centres: Array, world_to_camera: Array, points: Array, gps_enu_m: Arra
 
 def robust_centre(points: Array, centres: Array) -> Array:
     """Median of the points, or of the cameras where there are none: far background does not move it."""
-    return np.median(points if len(points) else centres, axis=0)  # type: ignore[no-any-return]
+    return np.median(points if len(points) else centres, axis=0)
 
 
 def fit_gps(centres: Array, gps_enu_m: Array) -> tuple[Similarity, float, bool] | None:
-    """(ENU from model, median residual in metres, whether to trust it), or None where positions are too few or on a line."""
+    """(ENU from model, median residual in metres, whether to trust it); None for too few positions or a line."""
     known = ~np.isnan(gps_enu_m).any(1)
     if known.sum() < MIN_GPS:
         return None
@@ -138,10 +139,10 @@ def umeyama(source: Array, target: Array) -> Similarity | None:
 def find_down(world_to_camera: Array, hint: Array | None) -> tuple[Array, str]:
     """Unit vector [3] of gravity in the model frame from the way photos are held, and where it comes from.
 
-    Photographers and gimbals keep the horizon level: the x axes of the cameras are horizontal, and gravity is the direction
-    most perpendicular to all of them. That holds for orbits and for cameras that look straight down. Where all x axes are
-    parallel (one heading), the mean "down" of the photos decides, or the viewing direction where those cancel out (straight
-    down, turning); ``hint`` [3], a rough guess from poor GPS, chooses between the two.
+    Photographers and gimbals keep the horizon level: the x axes of the cameras are horizontal, and gravity is the
+    direction most perpendicular to all of them. That holds for orbits and for cameras that look straight down. Where
+    all x axes are parallel (one heading), the mean "down" of the photos decides, or the viewing direction where those
+    cancel out (straight down, turning); ``hint`` [3], a rough guess from poor GPS, chooses between the two.
     """
     x_axes, y_axes, z_axes = world_to_camera[:, 0], world_to_camera[:, 1], world_to_camera[:, 2]
     values, vectors = np.linalg.eigh(x_axes.T @ x_axes / len(x_axes))
@@ -151,7 +152,7 @@ def find_down(world_to_camera: Array, hint: Array | None) -> tuple[Array, str]:
             down = -down
         return down, "horizon"
     mean_y, mean_z = y_axes.mean(0), z_axes.mean(0)
-    by_view = np.linalg.norm(mean_y) < min(0.7, float(np.linalg.norm(mean_z)))
+    by_view = bool(np.linalg.norm(mean_y) < min(0.7, float(np.linalg.norm(mean_z))))
     if hint is not None and min(np.linalg.norm(mean_y), np.linalg.norm(mean_z)) > 0.3:
         by_view = cosine(mean_z, hint) > cosine(mean_y, hint)
     mean, name = (mean_z, "view direction") if by_view else (mean_y, "camera up")

@@ -6,23 +6,28 @@ import json
 import os
 import queue
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
-from job import Job, StageError, StopRequested
+from job import Job, StageError
 
 GRACE_S = 5.0
+POLL_S = 0.5
 
 
 def run_mapping(job: Job, request: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Start ``python -m sfm.mapping`` with ``request`` and return its result.
 
-    The child prints one JSON object a line: ``{"progress": [step, total, unit, message]}`` or ``{"log": {…}}``; it leaves
-    ``result.json`` in ``folder``. pycolmap replaces signal handlers when it is imported and can abort the whole process, so it
-    only ever runs there. Raises StageError (the child's own, or SFM_CRASHED, OUT_OF_MEMORY) and StopRequested.
+    The child prints one JSON object a line: ``{"progress": [step, total, unit, message]}``, ``{"log": {…}}``, or
+    ``{"watch": {…}}`` for something to count; it leaves ``result.json`` in ``folder``. pycolmap replaces signal
+    handlers when it is imported and can abort the whole process, so it only ever runs there. Raises StageError (the
+    child's own, or SFM_CRASHED, OUT_OF_MEMORY) and StopRequested.
     """
     request_file, result_file = folder / "request.json", folder / "result.json"
     request_file.write_text(json.dumps({**request, "result": str(result_file)}), encoding="utf-8")
@@ -61,9 +66,13 @@ def read_lines(stream: IO[str], lines: queue.Queue[str | None]) -> None:
 
 def forward_messages(job: Job, lines: queue.Queue[str | None]) -> None:
     """Pass progress and log lines on until the child closes its output; raise StopRequested when the job is to stop."""
+    watched: dict[str, Any] | None = None
+    looked_at = 0.0
     while True:
-        if job.stop_requested:
-            raise StopRequested
+        job.check_stop()
+        if watched and time.monotonic() - looked_at > POLL_S:
+            looked_at = time.monotonic()
+            report_watched(job, watched)
         try:
             line = lines.get(timeout=0.2)
         except queue.Empty:
@@ -75,15 +84,31 @@ def forward_messages(job: Job, lines: queue.Queue[str | None]) -> None:
         except ValueError:
             print(line, end="", file=sys.stderr)  # a library that prints
             continue
+        if "watch" in message:
+            watched = message["watch"]
         if "progress" in message:
             step, total, unit, text = message["progress"]
             job.progress(step, total, unit, text)
-        elif "log" in message:
+        if "log" in message:
             job.log(**message["log"])
 
 
+def report_watched(job: Job, watched: dict[str, Any]) -> None:
+    """Progress by counting what the library has written: rows of a database table, or files of a folder."""
+    if "folder" in watched:
+        folder = Path(watched["folder"])
+        done = sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
+    else:
+        try:
+            with closing(sqlite3.connect(f"file:{watched['database']}?mode=ro", uri=True, timeout=0.1)) as connection:
+                done = connection.execute(f"SELECT COUNT(*) FROM {watched['table']}").fetchone()[0]
+        except sqlite3.OperationalError:
+            return  # locked for a moment; the next look will do
+    job.progress(min(done, watched["total"]), watched["total"], watched["unit"], watched["message"])
+
+
 def stop(child: subprocess.Popen[str]) -> None:
-    """End the child if it still runs: SIGTERM, and SIGKILL after a grace period. It keeps nothing that is worth saving."""
+    """End the child if it still runs: SIGTERM, and SIGKILL after a grace period. It keeps nothing worth saving."""
     if child.poll() is not None:
         return
     child.terminate()

@@ -1,7 +1,7 @@
 """The child process that runs pycolmap: features, matches, camera poses, scene frame and undistorted images.
 
-``python -m sfm.mapping request.json``. The request names the prepared photos, the pairs' matcher and the folders; the result goes
-to ``request["result"]``. Only COLMAP's own SIFT and pair lists are used: the other matchers of the wheel need downloads.
+``python -m sfm.mapping request.json``. The request names the prepared photos, the matcher and the folders; the result
+goes to ``request["result"]``. Only SIFT and pair lists are used: the other matchers of the wheel need downloads.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import sqlite3
 import sys
 import threading
 import time
@@ -41,6 +40,7 @@ PAIRS_A_TRANSACTION = 40  # how often match progress becomes visible
 FEW_FEATURES = 150
 SEED = 1
 EXHAUSTIVE_RETRY_UP_TO = 200
+GUIDED_UP_TO_PAIRS = 300  # guided matching costs a second a pair
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ def main() -> None:
 
 
 def reconstruct(request: dict[str, Any]) -> dict[str, Any]:
-    """All steps. ``request``: photos [{image, name, width, height, camera, focal_ratio, taken_at, latitude_deg, longitude_deg,
-    altitude_m}], prepared, work, output (folders), matcher, long_side_px."""
+    """All steps; see ``describe`` and ``run`` in ``__main__`` for what a request holds. Raises StageError."""
     photos, work = request["photos"], Path(request["work"])
     gps = positions_enu(photos)
     wanted = Matcher(request["matcher"])
@@ -125,7 +124,7 @@ def reconstruct(request: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Positions:
-    """EXIF positions in ENU metres at a reference point; NaN where unknown (up too, where only the altitude is missing)."""
+    """EXIF positions in ENU metres at a reference point; NaN where unknown (only "up" without an altitude)."""
 
     enu_m: Array  # [n, 3]
     reference: tuple[float, float, float] | None  # latitude, longitude (degrees), height (metres)
@@ -171,7 +170,8 @@ def map_photos(request: dict[str, Any], gps: Positions, matcher: Matcher, settin
     extract(database, prepared, names, settings)
     order = sorted(range(len(photos)), key=lambda k: (photos[k]["taken_at"] or "", photos[k]["name"]))
     pairs = choose_pairs(matcher, gps.enu_m[:, :2], order, generous=settings is STRONG)
-    match(database, names, pairs, folder / "pairs.txt")
+    guided = settings is STRONG and len(pairs) <= GUIDED_UP_TO_PAIRS
+    match(database, names, pairs, folder / "pairs.txt", guided)
     models = run_mapper(database, prepared, folder / "models", len(photos))
     model = max(models, key=lambda m: (m.num_reg_images(), m.num_points3D()), default=None)
     registered = model.num_reg_images() if model is not None else 0
@@ -215,13 +215,16 @@ def extract(database: Path, prepared: Path, names: list[str], settings: Settings
         pycolmap.extract_features(database, prepared, names, extraction_options=options)
 
 
-def match(database: Path, names: list[str], pairs: list[tuple[int, int]], file: Path) -> None:
+def match(database: Path, names: list[str], pairs: list[tuple[int, int]], file: Path, guided: bool) -> None:
+    """Compare the pairs. ``guided`` looks again along the epipolar lines, which saves sets with repetitive texture."""
     file.write_text("".join(f"{names[i]} {names[j]}\n" for i, j in pairs), encoding="utf-8")
     pairing = pycolmap.ImportedPairingOptions()
     pairing.match_list_path = file
     pairing.block_size = PAIRS_A_TRANSACTION
+    matching = pycolmap.FeatureMatchingOptions()
+    matching.guided_matching = guided
     with count_rows(database, "two_view_geometries", len(pairs), "pairs", "Comparing photos"):
-        pycolmap.match_image_pairs(database, pairing_options=pairing)
+        pycolmap.match_image_pairs(database, matching, pairing)
 
 
 def run_mapper(database: Path, prepared: Path, folder: Path, photos: int) -> list[Any]:
@@ -252,8 +255,8 @@ def run_mapper(database: Path, prepared: Path, folder: Path, photos: int) -> lis
 
 def require_enough(registered: int, photos: int) -> None:
     advice = (
-        "Take photos that overlap by two thirds with their neighbours, from different positions (walk, do not only turn), "
-        "of things with visible texture, sharp and evenly lit."
+        "Take photos that overlap by two thirds with their neighbours, from different positions "
+        "(walk, do not only turn), of things with visible texture, sharp and evenly lit."
     )
     if registered == 0:
         raise StageError("NO_MODEL", f"No two of the {photos} photos could be related to each other. {advice}")
@@ -289,11 +292,12 @@ def write_output(model: Any, request: dict[str, Any]) -> dict[str, str]:
     options = pycolmap.UndistortCameraOptions()
     options.max_image_size = request["long_side_px"]
     count = model.num_reg_images()
-    with count_files(dense / "images", count, "photos", "Undistorting"):
-        pycolmap.undistort_images(
-            dense, aligned, request["prepared"], undistort_options=options, jpeg_quality=UNDISTORTED_QUALITY
-        )
-    names = output_names([photo for photo in request["photos"]])
+    send(watch={"folder": str(dense / "images"), "total": count, "unit": "photos", "message": "Undistorting"})
+    pycolmap.undistort_images(
+        dense, aligned, request["prepared"], undistort_options=options, jpeg_quality=UNDISTORTED_QUALITY
+    )
+    send(watch=None, progress=[count, count, "photos", "Undistorting"])
+    names = output_names(request["photos"])
     flat = pycolmap.Reconstruction(dense / "sparse")
     for folder in ("images", "sparse"):
         shutil.rmtree(output / folder, ignore_errors=True)
@@ -364,7 +368,7 @@ def pair_ids(ids: Any) -> Iterator[tuple[int, int]]:
         yield pair if isinstance(pair, tuple) else pycolmap.pair_id_to_image_pair(pair)
 
 
-# Messages to the parent and progress by looking at what the library has written
+# Messages to the parent
 
 
 def send(**message: Any) -> None:
@@ -373,43 +377,14 @@ def send(**message: Any) -> None:
 
 @contextmanager
 def count_rows(database: Path, table: str, total: int, unit: str, text: str) -> Iterator[None]:
-    """Report the number of rows of ``table`` as progress while the block runs."""
+    """Ask the parent to report the number of rows of ``table`` as progress while the block runs.
 
-    def count() -> int:
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=0.2)) as connection:
-            return int(connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
-
-    with watch(count, total, unit, text):
-        yield
-
-
-@contextmanager
-def count_files(folder: Path, total: int, unit: str, text: str) -> Iterator[None]:
-    with watch(lambda: sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0, total, unit, text):
-        yield
-
-
-@contextmanager
-def watch(count: Any, total: int, unit: str, text: str) -> Iterator[None]:
-    """Send ``count()`` as progress twice a second; a count that fails (database locked) is tried again."""
-    finished = threading.Event()
-    send(progress=[0, total, unit, text])
-
-    def loop() -> None:
-        while not finished.wait(0.5):
-            try:
-                send(progress=[min(count(), total), total, unit, text])
-            except sqlite3.OperationalError:
-                continue
-
-    thread = threading.Thread(target=loop, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        thread.join()
-    send(progress=[total, total, unit, text])
+    Not in this process: a second copy of SQLite that opens the file drops the locks of the first one
+    (sqlite.org/howtocorrupt.html, section 2.2.1), and the matcher then dies of SIGBUS.
+    """
+    send(watch={"database": str(database), "table": table, "total": total, "unit": unit, "message": text})
+    yield
+    send(watch=None, progress=[total, total, unit, text])
 
 
 def watch_parent() -> None:

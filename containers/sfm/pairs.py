@@ -54,9 +54,9 @@ def choose_pairs(
     pairs: set[tuple[int, int]] = set()
     if matcher is Matcher.SPATIAL:
         pairs |= nearest_pairs(positions_m, SPATIAL_NEIGHBOURS * reach)
-    missing = np.isnan(positions_m).any(1)
+    missing = set(np.flatnonzero(np.isnan(positions_m).any(axis=1)).tolist())
     for k in range(n):
-        near = SEQUENTIAL_OVERLAP * reach if matcher is Matcher.SEQUENTIAL or missing[order[k]] else 2
+        near = SEQUENTIAL_OVERLAP * reach if matcher is Matcher.SEQUENTIAL or order[k] in missing else 2
         steps = set(range(1, near + 1))
         if near > 2:
             steps |= {

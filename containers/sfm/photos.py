@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ class Photo:
     image: str | None = None  # name in the prepared folder
     width: int = 0
     height: int = 0
-    info: PhotoInfo = PhotoInfo()
+    info: PhotoInfo = field(default_factory=PhotoInfo)
     code: str | None = None
     reason: str | None = None
 
@@ -47,8 +47,8 @@ def prepare_photos(
 ) -> list[Photo]:
     """Decode every photo under ``folder`` in full and put the usable ones into ``prepared`` as ``00000.jpg``…
 
-    Rotation is baked in, the long side limited, colours are 8-bit RGB; a JPEG that needs none of that is linked, not encoded
-    again. The order of the result is that of the names. Raises StageError TOO_FEW_PHOTOS.
+    Rotation is baked in, the long side limited, colours are 8-bit RGB; a JPEG that needs none of that is linked, not
+    encoded again. The order of the result is that of the names. Raises StageError TOO_FEW_PHOTOS.
     """
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns from here and refuses from twice as many
     prepared.mkdir(parents=True, exist_ok=True)
@@ -86,8 +86,7 @@ def prepare_photo(folder: Path, file: Path, prepared: Path, image_name: str, lon
     try:
         with Image.open(file) as image:
             if min(image.size) < MIN_SHORT_SIDE_PX:
-                size = f"{image.width}x{image.height}"
-                reason = f"is only {size} pixels; at least {MIN_SHORT_SIDE_PX} on the short side are needed"
+                reason = f"is only {image.width}x{image.height} pixels; its short side needs {MIN_SHORT_SIDE_PX}"
                 return replace(photo, code="PHOTO_TOO_SMALL", reason=reason)
             info = read_info(image)
             size = write_prepared(image, file, prepared / image_name, long_side_px)
