@@ -1,7 +1,8 @@
 """The stack of template.yaml on one machine: deploys it, and connects what AWS connects.
 
-``Engine(work_dir, ...)`` keeps everything below ``work_dir`` and can go on there after any kind of end. ``Engine(None, ...)`` keeps
-nothing: functions run in this process, and with a virtual clock and a stand-in for the jobs a whole day passes in milliseconds.
+``Engine(work_dir, ...)`` keeps everything below ``work_dir`` and can go on there after any kind of end.
+``Engine(None, ...)`` keeps nothing: functions run in this process, and with a virtual clock and a stand-in for the
+jobs a whole day passes in milliseconds.
 """
 
 from __future__ import annotations
@@ -66,10 +67,11 @@ class Engine:
     ) -> None:
         """Deploy ``template`` with ``parameters``.
 
-        ``listener`` gets dicts with ``type`` and ``time`` (seconds since 1970) from any thread: state_entered and state_exited
-        (state, execution), progress (state, job_name and the fields of progress.json), mail (to, path), log (text),
-        execution_ended (execution, status). ``runner`` replaces the processes of the jobs. ``take_over`` continues what an
-        earlier engine left in ``work_dir``; nothing happens before the clock runs. ``on_load`` see InProcessLambdas.
+        ``listener`` gets dicts with ``type`` and ``time`` (seconds since 1970) from any thread: state_entered and
+        state_exited (state, execution), progress (state, job_name and the fields of progress.json), mail (to, path),
+        log (text), execution_ended (execution, status). ``runner`` replaces the processes of the jobs. ``take_over``
+        continues what an earlier engine left in ``work_dir``; nothing happens before the clock runs. ``on_load`` see
+        InProcessLambdas.
         """
         self.clock = clock
         self.work_dir = work_dir

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from spaceport.clock import Clock, Timer
@@ -24,7 +25,7 @@ ABSENT = object()
 
 
 class PatternError(Exception):
-    """An event pattern that EventBridge, or this implementation of it, does not accept; the text names rule and field."""
+    """An event pattern that EventBridge, or this implementation, does not accept; the text names rule and field."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ class EventBus:
         region: str,
         duplicate_events: bool = False,
     ) -> None:
-        """``deliver(target, event)`` is called on the clock's thread, once per match, or twice with ``duplicate_events``."""
+        """``deliver(target, event)`` is called on the clock's thread, twice per match with ``duplicate_events``."""
         self.clock = clock
         self.rules = rules
         self.deliver = deliver
@@ -268,7 +269,7 @@ class EventBus:
         for target in rule.targets:
             payload = event if target.input is None else target.input
             for _ in range(self.copies):
-                self.clock.call_soon(lambda t=target, p=copy.deepcopy(payload): self._deliver(t, p))  # type: ignore[misc]
+                self.clock.call_soon(partial(self._deliver, target, copy.deepcopy(payload)))
 
     def _deliver(self, target: Target, payload: Any) -> None:
         if not self._closed:
@@ -304,16 +305,14 @@ class EventBus:
 
     def _put_entry(self, entry: dict[str, Any]) -> dict[str, Any]:
         """One entry of PutEvents; refusals are answers, not errors (EventBridge API reference, PutEvents)."""
-        for name in ("Source", "DetailType", "Detail"):
-            if not entry.get(name):
-                return {"ErrorCode": "InvalidArgument", "ErrorMessage": f"Parameter {name} is not valid."}
+        missing = [name for name in ("Source", "DetailType", "Detail") if not entry.get(name)]
+        other_bus = entry.get("EventBusName", "default").rpartition("/")[2] != "default"
+        if missing or other_bus or len(json.dumps(entry, default=str).encode()) > MAX_EVENT_BYTES:
+            problem = f"{missing[0]} is missing" if missing else "unknown bus" if other_bus else "too large"
+            return {"ErrorCode": "InvalidArgument", "ErrorMessage": f"Invalid entry: {problem}."}
         if entry["Source"].startswith("aws."):
             message = "Not authorized for the source."
             return {"ErrorCode": "NotAuthorizedForSourceException", "ErrorMessage": message}
-        if entry.get("EventBusName", "default").rpartition("/")[2] != "default":
-            return {"ErrorCode": "InvalidArgument", "ErrorMessage": f"There is no bus {entry['EventBusName']}."}
-        if len(json.dumps(entry, default=str).encode()) > MAX_EVENT_BYTES:
-            return {"ErrorCode": "InvalidArgument", "ErrorMessage": "Total size of the entries exceeded the limit."}
         try:
             detail = json.loads(entry["Detail"])
         except ValueError:

@@ -1,7 +1,8 @@
 """The files of a SageMaker job: inputs from S3 into its tree, checkpoints and outputs from the tree into S3.
 
-``folder/ml`` stands for the container's /opt/ml. Layout and S3 names: SageMaker developer guide, "How Amazon SageMaker AI
-Provides Training Information", "Use Checkpoints", "How Amazon SageMaker Processing Configures Input and Output".
+``folder/ml`` stands for the container's /opt/ml. Layout and S3 names: SageMaker developer guide, "How Amazon
+SageMaker AI Provides Training Information", "Use Checkpoints", "How Amazon SageMaker Processing Configures Input and
+Output".
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class JobFiles:
                 yield key, name
 
     def _manifest(self, uri: str) -> Iterator[tuple[str, str, str]]:
-        """An S3 ManifestFile: ``[{"prefix": "s3://bucket/folder/"}, "relative/name", ...]``; names keep their folders."""
+        """An S3 ManifestFile: ``[{"prefix": "s3://bucket/folder/"}, "relative/name", ...]``; folders are kept."""
         bucket, key = split_uri(uri)
         try:
             entries = json.loads(self.storage.read(bucket, key))

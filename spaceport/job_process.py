@@ -1,8 +1,9 @@
-"""Stands between the engine and a stage program, as a container engine would: no process of a job outlives the job or the engine.
+"""Stands between the engine and a stage program: no process of a job outlives the job or the engine.
 
-``python -I -S job_process.py COMMAND...`` runs the command in a session of its own. Standard input is a lifeline: the byte ``T`` sends
-SIGTERM to the program (``docker stop`` signals process 1 alone), ``K`` or its end kills the program and everything it started.
-The exit status is the program's, or 128 + signal; 126 and 127 mean that it could not be started, as in a shell.
+``python -I -S job_process.py COMMAND...`` runs the command in a session of its own. Standard input is a lifeline: the
+byte ``T`` sends SIGTERM to the program (``docker stop`` signals process 1 alone), ``K`` or its end kills the program
+and everything it started. The exit status is the program's, or 128 + signal; 126 and 127 mean that it could not be
+started, as in a shell.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Where the program of a SageMaker job runs: here as a child process; a container runner would have the same interface."""
+"""Where the program of a SageMaker job runs: a child process here, a container behind the same interface elsewhere."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def kill_leftover(folder: Path) -> bool:
 
 
 def _start_ticks(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot (proc(5), field 22); None when it is gone or /proc is missing."""
+    """When a process started, in ticks since boot (proc(5), field 22); None when it is gone or /proc is missing."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

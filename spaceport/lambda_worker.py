@@ -1,8 +1,9 @@
 """The far side of a function: a process that imports a handler once and calls it for each event.
 
-``python -m spaceport.lambda_worker FD`` is the parent of all workers: it imports what every handler needs, once, and forks a
-worker for each request on the socket FD. A worker talks JSON lines on a socket of its own and ends when that is closed.
-Error shapes are those of AWS's Python runtime (Lambda developer guide, "Lambda function errors in Python").
+``python -m spaceport.lambda_worker FD`` is the parent of all workers: it imports what every handler needs, once, and
+forks a worker for each request on the socket FD. A worker talks JSON lines on a socket of its own and ends when that
+is closed. Error shapes are those of AWS's Python runtime (Lambda developer guide, "Lambda function errors in
+Python").
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Lambda on one machine: one warm process per function (``LambdaProcesses``), or calls inside this process (``InProcessLambdas``).
+"""Lambda on one machine: a warm process per function (``LambdaProcesses``), or calls here (``InProcessLambdas``).
 
-Both give a function what AWS gives it: the template's environment, AWS_LAMBDA_* names, an endpoint and throw-away credentials,
-and nothing of the user's own AWS configuration.
+Both give a function what AWS gives it: the template's environment, AWS_LAMBDA_* names, an endpoint and throw-away
+credentials, and nothing of the user's own AWS configuration.
 """
 
 from __future__ import annotations
@@ -292,9 +292,9 @@ class _Loaded:
 class InProcessLambdas:
     """Functions called in this process, on the caller's thread, one at a time; for tests and simulation.
 
-    Each function has its own copy of the modules in its bundle, as processes would. Copies are kept for later engines of the same
-    process whose environment is the same. ``on_load(function, modules)`` is called for each, so that a test may replace a
-    module's clock or identifiers; ``session`` is what ``boto3.client`` uses inside handlers.
+    Each function has its own copy of the modules in its bundle, as processes would. Copies are kept for later engines
+    of the same process whose environment is the same. ``on_load(function, modules)`` is called for each, so that a
+    test may replace a module's clock or identifiers; ``session`` is what ``boto3.client`` uses inside handlers.
     """
 
     _loaded: dict[tuple[str, str, tuple[tuple[str, str], ...]], _Loaded] = {}  # noqa: RUF012 - shared on purpose

@@ -24,7 +24,8 @@ WORK = ".spaceport"
 OWNER = "you@spaceport.local"  # who is told when no e-mail option is given; mail lands in the outbox either way
 MAIL_TIMEOUT_S = 60.0
 POLL_S = 0.2
-# Nothing is billed here and nobody else uploads: no waiting for stragglers, no price, and a laptop's time instead of a cluster's.
+# Nothing is billed here and nobody else uploads: no waiting for stragglers, no price, and a laptop's time instead of
+# a cluster's.
 PARAMETERS = {
     "QuietPeriodSeconds": "1",
     "PricesUsdPerHour": "*=0",
@@ -45,8 +46,9 @@ class LocalRunError(Exception):
 class Outcome:
     """How a run ended.
 
-    ``status`` is SUCCEEDED, FAILED, ABORTED, TIMED_OUT, or STOPPED when ``stop`` was called. ``seconds`` is the wall time of this
-    call, ``control_plane_s`` the part of it that was not inside stage programs. ``seconds_by_state`` covers the whole execution.
+    ``status`` is SUCCEEDED, FAILED, ABORTED, TIMED_OUT, or STOPPED when ``stop`` was called. ``seconds`` is the wall
+    time of this call, ``control_plane_s`` the part of it that was not inside stage programs. ``seconds_by_state``
+    covers the whole execution.
     """
 
     status: str
@@ -77,8 +79,9 @@ def run(
 ) -> Outcome:
     """Turn a folder of photos into the result folder ``out``, and wait for it.
 
-    ``options`` are those of job.json. ``jobs_dir`` is where stage programs work, by default inside ``out``. Raises LocalRunError when
-    there is nothing to start with, or ``out`` holds a run that is not finished. ``engine_options`` are for tests (see Engine).
+    ``options`` are those of job.json. ``jobs_dir`` is where stage programs work, by default inside ``out``. Raises
+    LocalRunError when there is nothing to start with, or ``out`` holds a run that is not finished. ``engine_options``
+    are for tests (see Engine).
     """
     started = time.monotonic()
     if not photos.is_dir():
@@ -99,7 +102,7 @@ def run(
 
 
 def resume(out: Path, listener: Listener, **engine_options: Any) -> Outcome:
-    """Go on with the run in ``out`` where it was: finished stages are not repeated, training goes on from its checkpoint.
+    """Go on with the run in ``out`` where it was: finished stages stay, training goes on from its checkpoint.
 
     Raises LocalRunError when there is no run in ``out``, or another process works on it.
     """
@@ -135,21 +138,18 @@ def _locked(out: Path) -> Iterator[None]:
 
 def _clear_finished(work: Path, out: Path) -> None:
     """Make room for a new run. Raises LocalRunError rather than throw an unfinished one away."""
-    file = work / "run.json"
-    if file.is_file():
-        if not json.loads(file.read_text(encoding="utf-8"))["finished"]:
-            raise LocalRunError(
-                f"{out} holds a run that is not finished. Go on with: spaceport resume {out}, or delete {work}."
-            )
-        for entry in work.iterdir():
-            if entry.name != "lock":
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        for name in (
-            json.loads((out / WORK).joinpath("published.json").read_text())
-            if (work / "published.json").exists()
-            else []
-        ):
-            _remove(out / name)
+    plan, published = work / "run.json", work / "published.json"
+    if not plan.is_file():
+        return
+    if not json.loads(plan.read_text(encoding="utf-8"))["finished"]:
+        raise LocalRunError(
+            f"{out} holds a run that is not finished. Go on with: spaceport resume {out}, or delete {work}."
+        )
+    for name in json.loads(published.read_text(encoding="utf-8")) if published.is_file() else []:
+        _remove(out / name)
+    for entry in work.iterdir():
+        if entry.name != "lock":
+            _remove(entry)
 
 
 def _remove(path: Path) -> None:
@@ -238,7 +238,7 @@ class _Run:
         self._note(uploaded=True)
 
     def _photos(self, photos: Path) -> Iterator[tuple[Path, str]]:
-        """Files to upload with their names below the folder; hidden files, and what lies in the output folder, are left out."""
+        """Files with their names below the folder; hidden ones and the output folder are left out."""
         for path in sorted(photos.rglob("*")):
             name = path.relative_to(photos)
             hidden = any(part.startswith(".") for part in name.parts)
@@ -325,7 +325,7 @@ def _newest(engine: Engine) -> dict[str, Any] | None:
 
 
 def seconds_by_state(engine: Engine, execution_arn: str) -> dict[str, float]:
-    """Wall-clock seconds between entering and leaving each Task state, in order; time in which no engine ran counts too."""
+    """Wall-clock seconds between entering and leaving each Task state, in order, with the time when no engine ran."""
     seconds: dict[str, float] = {}
     entered: dict[str, float] = {}
     for event in engine.step_functions.get_execution_history(execution_arn):

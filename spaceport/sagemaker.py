@@ -1,14 +1,13 @@
 """SageMaker on one machine: training and processing jobs with SageMaker's API, statuses, events and failure texts.
 
-Requests are checked against the service description of botocore. What a job does is left to a runner (job_runner.py); its files
-are moved by job_files.py. All state changes happen on the clock's thread. Shapes of events: SageMaker developer guide,
-"Events that SageMaker AI sends to Amazon EventBridge"; life of a job: API reference, SecondaryStatus.
+Requests are checked against the service description of botocore. What a job does is left to a runner (job_runner.py);
+its files are moved by job_files.py. All state changes happen on the clock's thread. Life of a job: API reference,
+SecondaryStatus.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import re
 import shutil
@@ -18,13 +17,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from botocore.loaders import Loader
-from botocore.model import ServiceModel, Shape
-from botocore.validate import ParamValidator
-
 from spaceport.clock import Clock, Timer
-from spaceport.job_files import JobFiles, TransferError, model_uri
+from spaceport.job_files import JobFiles, TransferError
 from spaceport.job_runner import Exit, Handle, JobStart, Runner, kill_leftover
+from spaceport.sagemaker_shapes import Record, describe, event_detail, validate
 from spaceport.server import ServiceError
 from spaceport.storage import Storage, write_json
 
@@ -33,25 +29,6 @@ PROGRESS_INTERVAL_S = 0.25
 SYNC_INTERVAL_S = 1.0
 ENDED = ("Completed", "Failed", "Stopped")
 Emit = Callable[[str, str, dict[str, Any], list[str]], object]  # source, detail-type, detail, resources
-
-
-@dataclass
-class Record:
-    """Everything that outlives the engine about one job. Times are seconds since 1970."""
-
-    name: str
-    kind: str  # training or processing
-    request: dict[str, Any]
-    created_at: float
-    status: str = "InProgress"
-    secondary_status: str = "Starting"
-    modified_at: float = 0.0
-    started_at: float | None = None
-    ended_at: float | None = None
-    program_s: float = 0.0  # time inside the program, over all attempts
-    failure_reason: str | None = None
-    exit_message: str | None = None
-    transitions: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -84,10 +61,10 @@ class SageMaker:
         on_progress: Callable[[str, dict[str, Any]], None] = lambda name, progress: None,
         background: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
-        """Without ``jobs_dir`` jobs have no files: the runner is a stand-in that knows what a program would have written.
+        """Without ``jobs_dir`` jobs have no files: the runner is a stand-in that knows what a program would write.
 
-        ``background`` runs a function that moves files, off the clock's thread (default), or at once for a virtual clock.
-        ``on_progress(job name, progress.json)`` is called from the watching thread of a job.
+        ``background`` runs a function that moves files, off the clock's thread (default), or at once for a virtual
+        clock. ``on_progress(job name, progress.json)`` is called from the watching thread of a job.
         """
         self.clock = clock
         self.storage = storage
@@ -120,7 +97,7 @@ class SageMaker:
                 return self._list(kind, request)
             record = self._find(kind, request[_name_key(kind)])
             if verb == "Describe":
-                return _describe(record, self.arn(kind, record.name))
+                return describe(record, self.arn(kind, record.name))
             self._stop(record)
             return {}
 
@@ -279,7 +256,7 @@ class SageMaker:
                 self._end_program(record, "limit")
 
     def interrupt(self, name: str) -> None:
-        """Take the machine away from a training job, as a spot interruption does; it starts again from its checkpoint."""
+        """Take the machine away from a training job, as spot does; it starts again from its checkpoint."""
         with self.lock:
             record = self._find("training", name)
             self._change(record, "InProgress", "Interrupted", "Training job was interrupted")
@@ -384,7 +361,7 @@ class SageMaker:
     def _tell(self, record: Record) -> None:
         title = record.kind.capitalize()
         arn = self.arn(record.kind, record.name)
-        self.emit("aws.sagemaker", f"SageMaker {title} Job State Change", _event_detail(record, arn), [arn])
+        self.emit("aws.sagemaker", f"SageMaker {title} Job State Change", event_detail(record, arn), [arn])
 
     # Going on after the engine was stopped or killed
 
@@ -413,8 +390,9 @@ class SageMaker:
     def resume(self) -> None:
         """Take over the jobs of an earlier engine.
 
-        A training job in progress starts again from its checkpoint, as after a spot interruption; a processing job fails with
-        InternalServerError. The last event of ended jobs is sent again, because it may not have been delivered.
+        A training job in progress starts again from its checkpoint, as after a spot interruption; a processing job
+        fails with InternalServerError. The last event of ended jobs is sent again, because it may not have been
+        delivered.
         """
         assert self.records_dir is not None
         for file in sorted(self.records_dir.glob("*.json")):
@@ -456,130 +434,3 @@ def _in_thread(work: Callable[[], None]) -> None:
 
 def _name_key(kind: str) -> str:
     return f"{kind.capitalize()}JobName"
-
-
-@functools.cache
-def service_model() -> ServiceModel:
-    return ServiceModel(Loader().load_service_model("sagemaker", "service-2"), "sagemaker")
-
-
-def validate(operation: str, request: dict[str, Any]) -> None:
-    """Raise ServiceError ValidationException unless ``request`` fits the service description of ``operation``."""
-    shape = service_model().operation_model(operation).input_shape
-    assert shape is not None
-    report = ParamValidator().validate(request, shape)
-    if report.has_errors():
-        raise ServiceError("ValidationException", report.generate_report())
-    problems = _limits(request, shape, "")
-    if problems:
-        count = f"{len(problems)} validation error{'s' if len(problems) > 1 else ''} detected: "
-        raise ServiceError("ValidationException", count + "; ".join(problems))
-    names = [key for key in ("AlgorithmSpecification", "AppSpecification") if key in request]
-    for key in names:
-        if not request[key].get("ContainerEntrypoint"):
-            message = f"{key}.ContainerEntrypoint is missing; without a container image it cannot be known"
-            raise ServiceError("ValidationException", message)
-
-
-def _limits(value: Any, shape: Shape, path: str) -> list[str]:
-    """Enumerations, patterns and lengths, which ParamValidator does not look at."""
-    found: list[str] = []
-    if shape.type_name == "structure":
-        for name, item in value.items():
-            found += _limits(item, shape.members[name], f"{path}.{name}" if path else name)  # type: ignore[attr-defined]
-    elif shape.type_name == "list":
-        for index, item in enumerate(value):
-            found += _limits(item, shape.member, f"{path}[{index}]")  # type: ignore[attr-defined]
-    elif shape.type_name == "map":
-        for key, item in value.items():
-            found += _limits(item, shape.value, f"{path}.{key}")  # type: ignore[attr-defined]
-    elif shape.type_name == "string":
-        allowed = getattr(shape, "enum", None)
-        if allowed and value not in allowed:
-            found.append(
-                f"Value '{value}' at '{path}' failed to satisfy constraint: Member must satisfy enum value set"
-            )
-        pattern = shape.metadata.get("pattern")
-        # Patterns are Java's; \p{L} and the like, in tags alone, mean nothing to `re`.
-        if pattern and "\\p{" not in pattern and not re.fullmatch(pattern, value):
-            found.append(f"Value '{value}' at '{path}' failed to satisfy constraint: must satisfy pattern: {pattern}")
-    if shape.type_name in ("string", "list", "map") and len(value) > shape.metadata.get("max", len(value)):
-        found.append(f"Value at '{path}' failed to satisfy constraint: length at most {shape.metadata['max']}")
-    return found
-
-
-def _times(record: Record) -> dict[str, float]:
-    title = record.kind.capitalize()
-    times = {"CreationTime": record.created_at, "LastModifiedTime": record.modified_at}
-    if record.started_at:
-        times[f"{title}StartTime"] = record.started_at
-    if record.ended_at:
-        times[f"{title}EndTime"] = record.ended_at
-    return times
-
-
-def _describe(record: Record, arn: str) -> dict[str, Any]:
-    """The answer of DescribeTrainingJob or DescribeProcessingJob."""
-    title = record.kind.capitalize()
-    answer = {
-        **{key: value for key, value in record.request.items() if key != "Tags"},
-        f"{title}JobArn": arn,
-        f"{title}JobStatus": record.status,
-        **_times(record),
-    }
-    if record.failure_reason:
-        answer["FailureReason"] = record.failure_reason
-    if record.exit_message:
-        answer["ExitMessage"] = record.exit_message
-    if record.kind == "training":
-        answer["SecondaryStatus"] = record.secondary_status
-        answer["SecondaryStatusTransitions"] = record.transitions
-        answer["ModelArtifacts"] = {"S3ModelArtifacts": model_uri(record.request)}
-        if record.ended_at:
-            seconds = max(1, round(record.program_s))
-            answer |= {"TrainingTimeInSeconds": seconds, "BillableTimeInSeconds": seconds}
-    return answer
-
-
-TRAINING_EVENT_KEYS = (
-    "AlgorithmSpecification",
-    "RoleArn",
-    "InputDataConfig",
-    "OutputDataConfig",
-    "ResourceConfig",
-    "StoppingCondition",
-    "VpcConfig",
-)
-PROCESSING_EVENT_KEYS = (
-    "ProcessingInputs",
-    "ProcessingOutputConfig",
-    "ProcessingResources",
-    "StoppingCondition",
-    "AppSpecification",
-    "NetworkConfig",
-    "RoleArn",
-    "ExperimentConfig",
-)
-
-
-def _event_detail(record: Record, arn: str) -> dict[str, Any]:
-    """Detail of the state-change event. Times are milliseconds: text for training, numbers for processing."""
-    title = record.kind.capitalize()
-    is_training = record.kind == "training"
-    keys = TRAINING_EVENT_KEYS if is_training else PROCESSING_EVENT_KEYS
-    detail: dict[str, Any] = {f"{title}JobName": record.name, f"{title}JobArn": arn}
-    detail[f"{title}JobStatus"] = record.status
-    detail |= {key: record.request[key] for key in keys if key in record.request}
-    for key, seconds in _times(record).items():
-        detail[key] = str(round(seconds * 1000)) if is_training else round(seconds * 1000)
-    if record.failure_reason:
-        detail["FailureReason"] = record.failure_reason
-    if is_training:
-        detail["HyperParameters"] = record.request.get("HyperParameters", {})
-        detail["SecondaryStatus"] = record.secondary_status
-        detail["SecondaryStatusTransitions"] = [
-            {key: round(value * 1000) if key.endswith("Time") else value for key, value in transition.items()}
-            for transition in record.transitions
-        ]
-        detail["Tags"] = {}
-    return detail

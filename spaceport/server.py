@@ -1,8 +1,8 @@
-"""One loopback endpoint for every AWS service that the Lambdas call: moto, with the services it cannot play put in front.
+"""One loopback endpoint for every AWS service that the Lambdas call: moto, and before it what moto cannot play.
 
-Requests are told apart as AWS's own front ends do: by the service name in the signature's credential scope and, for the JSON
-protocols, by ``X-Amz-Target``. The same WSGI application serves HTTP (``HttpServer``) and calls inside the process
-(``in_process_session``), which need neither a socket nor a thread.
+Requests are told apart as AWS's own front ends do: by the service name in the signature's credential scope and, for
+the JSON protocols, by ``X-Amz-Target``. The same WSGI application serves HTTP (``HttpServer``) and calls inside the
+process (``in_process_session``), which need neither a socket nor a thread.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def in_process_session() -> boto3.Session:
             raise ServiceError("NoEngine", "no engine runs in this process", 500)
         return send_in_process(_InProcess.application, request)
 
-    core.register("before-send", before_send)  # type: ignore[arg-type] # its answer is used, which the stubs do not know
+    core.register("before-send", before_send)  # type: ignore[arg-type] # the stubs know no handler with an answer
     return boto3.Session(botocore_session=core, region_name=REGION)
 
 

@@ -1,8 +1,9 @@
-"""The objects and rows behind the local endpoint: moto's own state, mirrored to files so that a new process can take over.
+"""The objects and rows behind the local endpoint: moto's own state, mirrored to files that a new process can load.
 
-Objects lie as plain files under ``<folder>/objects/<bucket>/<key>``; ``objects.jsonl`` says which file belongs to which key,
-``rows/<table>.json`` holds a table. With ``folder`` None nothing touches a disk. moto keeps one open temporary file per object
-beyond its buffer size, which ends at the limit of open files; here a key's value is read from its file when it is asked for.
+Objects lie as plain files under ``<folder>/objects/<bucket>/<key>``; ``objects.jsonl`` says which file belongs to
+which key, ``rows/<table>.json`` holds a table. With ``folder`` None nothing touches a disk. moto keeps one open
+temporary file per object beyond its buffer size, which ends at the limit of open files; here a key's value is read
+from its file when it is asked for.
 """
 
 from __future__ import annotations

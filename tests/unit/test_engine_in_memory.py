@@ -1,7 +1,8 @@
-"""The engine without files and processes, in virtual time, through the real template and functions; and its safeguards."""
+"""The engine without files and processes, in virtual time, through the real template and functions."""
 
 import time
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ class Stages:
     """Plays the programs: each takes ten minutes and leaves what the next one promised to read."""
 
     def __init__(self):
-        self.engine = None
+        self.engine: Any = None
         self.outcomes = {}  # (stage, attempt) -> Exit, otherwise success
         self.names = []
 
@@ -56,7 +57,8 @@ class Stages:
 
 
 def deploy(**options):
-    clock, stages, events = VirtualClock(), Stages(), []
+    clock, stages = VirtualClock(), Stages()
+    events: list[dict[str, Any]] = []
 
     def use_virtual_time(function, modules):
         modules["aws"].now = lambda: clock.now().timestamp()
@@ -145,7 +147,7 @@ def test_an_aborted_execution_stops_its_job_and_tells_the_user():
 
 
 def test_a_lost_event_is_found_by_the_sweep(monkeypatch):
-    engine, stages, _ = deploy()
+    engine, _, _ = deploy()
     with engine:
         monkeypatch.setattr(engine.sagemaker, "emit", lambda *event: None)
         upload(engine)
@@ -176,7 +178,7 @@ def test_the_users_own_aws_configuration_is_not_used(monkeypatch):
         "AWS_ACCESS_KEY_ID": "mine",
     }.items():
         monkeypatch.setenv(name, value)
-    engine, stages, _ = deploy()
+    engine, _, _ = deploy()
     with engine:
         upload(engine)
         started = time.monotonic()

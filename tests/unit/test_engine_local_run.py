@@ -12,6 +12,7 @@ from email.policy import default
 from pathlib import Path
 
 import pytest
+
 from spaceport import local_run
 from spaceport.job_runner import ProcessRunner
 
@@ -23,7 +24,8 @@ from pathlib import Path
 from spaceport import local_run
 from spaceport.job_runner import ProcessRunner
 stages, photos, out, iterations = sys.argv[1:]
-local_run.run(Path(photos), Path(out), {"max_iterations": int(iterations)}, lambda event: None, runner=ProcessRunner(Path(stages)))
+runner = ProcessRunner(Path(stages))
+local_run.run(Path(photos), Path(out), {"max_iterations": int(iterations)}, lambda event: None, runner=runner)
 """
 
 

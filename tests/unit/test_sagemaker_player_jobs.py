@@ -1,4 +1,4 @@
-"""The SageMaker player: requests, statuses, events, files and signals of jobs whose programs are a few lines of Python."""
+"""The SageMaker player: requests, statuses, events, files and signals of jobs of a few lines of Python."""
 
 import json
 import tempfile
@@ -208,7 +208,8 @@ root = pathlib.Path(os.environ["SPACEPORT_ML_ROOT"])
 (root / "processing/progress/progress.json").write_text('{"stage": "sfm", "step": 1}')
 go = root / "go"
 while not go.exists(): time.sleep(0.02)
-names = sorted(p.relative_to(root / "processing/input/photos").as_posix() for p in root.glob("processing/input/photos/**/*.jpg"))
+photos = root / "processing/input/photos"
+names = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*.jpg"))
 (root / "processing/output/names.txt").write_text(" ".join(names) + os.environ["SPACEPORT_OPTION_SCENE"])
 """
     bench.player.call("CreateProcessingJob", processing(program=program))
@@ -457,7 +458,7 @@ def test_list(virtual):
 
 
 def test_a_killed_engine_goes_on(tmp_path):
-    """Training restarts under its name with its checkpoint; processing fails as a fault of SageMaker; ended jobs tell again."""
+    """Training restarts with its checkpoint, processing fails as a fault of SageMaker, ended jobs tell again."""
     work = tmp_path / "work"
     work.mkdir()
     options = {"jobs_dir": work / "jobs", "records_dir": work / "records"}
