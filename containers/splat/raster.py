@@ -30,6 +30,11 @@ def aligned(count: int, value: float | None = None) -> Floats:
     return raw[start : start + count]
 
 
+def zero_rows(rows: int, stride: int) -> Floats:
+    """[rows, stride] zeros; every row begins at a multiple of 64 bytes when ``stride`` is one of 16."""
+    return aligned(rows * stride, 0.0).reshape(rows, stride)
+
+
 def pack(gaussians: Gaussians, capacity: int | None = None) -> Floats:
     """[11 + 3 K, stride]: the kernels' layout (see ``projection``), padded with invisible Gaussians up to ``capacity``."""
     n, k = gaussians.sh.shape[:2]
@@ -81,6 +86,7 @@ class Rasterizer:
         self.near = near
         self._work = [aligned(WORK) for _ in range(self.workers.threads)]
         self._slots = aligned(0)
+        self._pairs = np.zeros((4, 0), np.int32)  # tile and Gaussian of each slot, Gaussian and slot of each list entry
         self._image = aligned(0)
         self._per_gaussian(0)
 
@@ -170,7 +176,9 @@ class Rasterizer:
         starts = room[blocks[:-1]]
         ends = starts.copy()
         tiles = -(-view.width // TILE) * -(-view.height // TILE)
-        slot_tile, slot_gaussian = np.empty(self._slot_room, np.int32), np.empty(self._slot_room, np.int32)
+        if self._pairs.shape[1] < self._slot_room:
+            self._pairs = np.zeros((4, int(1.3 * self._slot_room)), np.int32)
+        slot_tile, slot_gaussian, self._list_gaussian, self._list_slot = self._pairs
         counts = np.empty((parts, tiles), np.int64)
         self._slot_count[:padded] = 0
         self.workers.run(
@@ -195,7 +203,6 @@ class Rasterizer:
         self._tile_order = np.argsort(
             -np.diff(self._tile_start), kind="stable"
         )  # long tiles first: no thread waits at the end
-        self._list_gaussian, self._list_slot = np.empty(total, np.int32), np.empty(total, np.int32)
         self.workers.run(
             scatter,
             starts,

@@ -69,7 +69,7 @@ def _broadcast(builder: Any, value: Any) -> Any:
 
 def _define_operator(function: Callable, result: types.Type, emit: Callable) -> None:
     """Let ``function`` (from the module operator) take lanes with lanes or with a scalar on either side."""
-    operands = [(lanes_type, lanes_type)]
+    operands: list[tuple] = [(lanes_type, lanes_type)]
     for scalar in (types.float32, types.float64):
         operands += [(lanes_type, scalar), (scalar, lanes_type)]
 

@@ -64,8 +64,8 @@ def emit(
             slope, tilt = np.float64(records[base + 9]), np.float64(records[base + 12])
             bend = max(np.float64(records[base + 4]) / np.float64(records[base + 2]) - slope * slope, 0.0)
             y_right = tilt * half_width  # the height at which the ellipse reaches furthest to the right
-            top = max(np.int64(np.floor((my - half_height) / TILE)), 0)
-            bottom = min(np.int64(np.floor((my + half_height) / TILE)) + 1, rows)
+            top: Any = max(np.int64(np.floor((my - half_height) / TILE)), 0)
+            bottom: Any = min(np.int64(np.floor((my + half_height) / TILE)) + 1, rows)
             start = slot
             for row in range(top, bottom):
                 y0 = max(row * TILE + 0.5 - my, -half_height)
@@ -76,8 +76,8 @@ def emit(
                 right = mx + min(middle + half, half_width) + MARGIN
                 middle, half = reach(slope, bend, limit, min(max(-y_right, y0), y1))
                 left = mx + max(middle - half, -half_width) - MARGIN
-                first = max(np.int64(np.ceil(left - 0.5)) >> 4, 0)
-                last = min(np.int64(np.floor(right - 0.5)) >> 4, columns - 1)
+                first: Any = max(np.int64(np.ceil(left - 0.5)) >> 4, 0)
+                last: Any = min(np.int64(np.floor(right - 0.5)) >> 4, columns - 1)
                 for column in range(first, last + 1):
                     tile = row * columns + column
                     slot_tile[slot] = tile

@@ -111,8 +111,9 @@ def selfcheck() -> None:
     photo = Photo(view, np.full((32, 48, 3), 200, np.uint8))
     engine = open_engine([photo], 64, 1, SEED, gpu_available())
     means = rng.uniform([-1, -1, 2], [1, 1, 4], (64, 3))
-    zeros = np.zeros((64, 1, 3))
-    engine.load(Gaussians(means, np.full((64, 3), -1.5), np.tile([1.0, 0, 0, 0], (64, 1)), np.zeros(64), zeros))
+    quats = np.tile(np.array([1, 0, 0, 0], np.float32), (64, 1))
+    scales, logits, sh = np.full((64, 3), -1.5), np.zeros(64, np.float32), np.zeros((64, 1, 3), np.float32)
+    engine.load(Gaussians(means.astype(np.float32), scales.astype(np.float32), quats, logits, sh))
     losses = []
     for _ in range(10):
         engine.step(0, 1, 1, Schedule().rates(0.1, 1.0))

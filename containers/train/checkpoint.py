@@ -20,7 +20,8 @@ def save(folder: Path, engine_state: dict[str, NDArray[Any]], trainer_state: dic
     temporary = folder / f".{FILE}.tmp"
     note = np.array(json.dumps({"version": VERSION, **trainer_state}))
     with temporary.open("wb") as file:
-        np.savez(file, trainer=note, **{f"engine_{key}": value for key, value in engine_state.items()})
+        arrays: dict[str, Any] = {f"engine_{key}": value for key, value in engine_state.items()}
+        np.savez(file, trainer=note, **arrays)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / FILE)

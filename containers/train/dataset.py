@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
@@ -98,10 +99,9 @@ def neighbour_distances_squared(xyz: NDArray[np.float32]) -> NDArray[np.float32]
     """[N, 3] squared distances to the three nearest other points (approximate for more than 20,000 points)."""
     n = len(xyz)
     centred = np.ascontiguousarray(xyz - xyz.mean(axis=0))
-    if n <= 20_000:
-        index = faiss.IndexFlatL2(3)
-    else:
-        index = faiss.IndexIVFFlat(faiss.IndexFlatL2(3), 3, round(n**0.5))
+    index: Any = faiss.IndexFlatL2(3)
+    if n > 20_000:
+        index = faiss.IndexIVFFlat(index, 3, round(n**0.5))
         index.nprobe = 4
         index.train(centred)
     index.add(centred)

@@ -14,7 +14,7 @@ from splat.cameras import View
 from splat.loss import PhotoLoss, to_planes
 from splat.model import Gaussians
 from splat.projection import LOGIT, MEAN, QUAT, SCALE, SH
-from splat.raster import HIDDEN, Rasterizer, aligned, pack, unpack
+from splat.raster import HIDDEN, Rasterizer, pack, unpack, zero_rows
 from train.engine import LEVELS, Photo, Rates
 from train.optimizer import BETA1, BETA2, adam, regularise
 
@@ -45,7 +45,7 @@ class CpuEngine:
         self._rows = pack(full, self.capacity)
         self._count, self._steps = n, 0
         self._grads, self._first, self._second = (
-            aligned(self._rows.size, 0.0).reshape(self._rows.shape) for _ in range(3)
+            zero_rows(*self._rows.shape) for _ in range(3)
         )
 
     def step(self, photo: int, level: int, sh_degree: int, rates: Rates) -> None:
@@ -93,7 +93,7 @@ class CpuEngine:
         return self._count
 
     def opacities(self) -> NDArray[np.float32]:
-        return 1 / (1 + np.exp(-self._rows[LOGIT, : self._count]))
+        return (1 / (1 + np.exp(-self._rows[LOGIT, : self._count]))).astype(np.float32)
 
     def log_scales(self) -> NDArray[np.float32]:
         return self._rows[SCALE : SCALE + 3, : self._count].T
@@ -137,9 +137,9 @@ class CpuEngine:
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
         self._count, self._steps = state["rows"].shape[1], int(state["steps"])
         stride = -(-max(self.capacity, self._count) // 16) * 16
-        shape = (SH + 3 * self._coefficients, stride)
+        rows = SH + 3 * self._coefficients
         self._rows, self._grads, self._first, self._second = (
-            aligned(shape[0] * stride, 0.0).reshape(shape) for _ in range(4)
+            zero_rows(rows, stride) for _ in range(4)
         )
         self._rows[QUAT], self._rows[LOGIT] = 1.0, HIDDEN
         self._rows[:, : self._count] = state["rows"]

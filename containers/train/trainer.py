@@ -143,8 +143,8 @@ class Trainer:
         level = self.preset.schedule.level(progress)
         view = self.data.train[0].view
         message = f"Training at {view.width // level}x{view.height // level} pixels"
-        eta_s = elapsed_s / progress * (1 - progress) if progress > 0.02 else self.preset.budget_s
-        self.job.progress(round(1000 * progress), 1000, "permille", message, eta_s=round(eta_s, 1))
+        eta_s = round(elapsed_s / progress * (1 - progress), 1) if progress > 0.02 else None
+        self.job.progress(round(1000 * progress), 1000, "permille", message, eta_s=eta_s)
 
     def _check_loss(self) -> None:
         loss = self.engine.mean_loss()
