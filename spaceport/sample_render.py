@@ -328,7 +328,7 @@ def render_sun_depth(world: World, starts: Array, solids: Array, out: Array) -> 
 
 @njit(cache=True, fastmath=True)
 def wall_pattern(material: int, u: float, v: float, half: float, height: float, seed: int, px: float) -> float:
-    """Brightness, about 0.2..1.4, of a roof or wall at (u, v) metres on its face, seen with a footprint of ``px`` metres."""
+    """Brightness, about 0.2..1.4, of a roof or wall at (u, v) metres on its face, without detail finer than ``px``."""
     stain = 1.0 + 0.22 * fractal2(u, v, 3.0, px, 0.7, seed)
     if material == TILES:
         row = math.floor(v / 0.32)

@@ -72,8 +72,16 @@ def align(centres: Array, world_to_camera: Array, points: Array, gps_enu_m: Arra
 
 
 def robust_centre(points: Array, centres: Array) -> Array:
-    """Median of the points, or of the cameras where there are none: far background does not move it."""
-    return np.median(points if len(points) else centres, axis=0)
+    """Geometric median (Weiszfeld 1937) of the points, or of the cameras where there are none.
+
+    Far background does not move it, and unlike a median by coordinate it does not depend on the axes.
+    """
+    cloud = points if len(points) else centres
+    middle = np.median(cloud, axis=0)
+    for _ in range(50):
+        weights = 1 / np.maximum(np.linalg.norm(cloud - middle, axis=1), 1e-9)
+        middle = (weights[:, None] * cloud).sum(0) / weights.sum()
+    return middle
 
 
 def fit_gps(centres: Array, gps_enu_m: Array) -> tuple[Similarity, float, bool] | None:
