@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from moto import mock_aws
 from samtranslator.yaml_helper import yaml_parse
 
 import aws
+import jobs
 import settings as settings_module
 import telemetry
 
@@ -45,8 +48,18 @@ PHYSICAL = {
 JPEG = b"\xff\xd8\xff\xe0" + b"\0" * 60
 
 
-def load_template() -> dict[str, Any]:
+@cache
+def _parsed_template() -> dict[str, Any]:
     return yaml_parse((ROOT / "template.yaml").read_text())
+
+
+@cache
+def _service_model(service: str) -> Any:
+    return botocore.session.get_session().get_service_model(service)
+
+
+def load_template() -> dict[str, Any]:
+    return deepcopy(_parsed_template())
 
 
 def load_event(name: str) -> dict[str, Any]:
@@ -83,6 +96,7 @@ def resolve(template: dict[str, Any], value: Any) -> Any:
     return {key: resolve(template, item) for key, item in value.items()}
 
 
+@cache
 def environment(function: str) -> dict[str, str]:
     """The environment that template.yaml gives a function, by the defaults of the parameters."""
     template = load_template()
@@ -102,7 +116,7 @@ def client_error(code: str, message: str, operation: str, status: int = 400) -> 
 
 def assert_valid(service: str, operation: str, arguments: dict[str, Any]) -> None:
     """Check arguments against the service's own model; enumerations and lengths too, which botocore leaves out."""
-    model = botocore.session.get_session().get_service_model(service).operation_model(operation)
+    model = _service_model(service).operation_model(operation)
     report = ParamValidator().validate(arguments, model.input_shape)
     assert not report.has_errors(), report.generate_report()
     _assert_enums(model.input_shape, arguments)
@@ -334,3 +348,10 @@ def add_job(status: str = "RUNNING", **more: Any) -> None:
 
 def row(pk: str) -> dict[str, Any]:
     return boto3.resource("dynamodb").Table(TABLE).get_item(Key={"pk": pk}).get("Item", {})
+
+
+def job_row() -> dict[str, Any]:
+    """The row of JOB as the functions read it."""
+    found = jobs.get_job(JOB)
+    assert found is not None
+    return found

@@ -12,7 +12,7 @@ import mails
 import notify
 import results
 from failures import JobFailure
-from tests.unit.fn_cloud import BUCKET, JOB, SENDER, ULID, Cloud, add_job, client_error, cloud, load_event, row
+from tests.unit.fn_cloud import BUCKET, JOB, SENDER, ULID, Cloud, add_job, client_error, cloud, job_row, load_event, row
 
 __all__ = ["cloud"]
 REPORT = {
@@ -57,9 +57,12 @@ def test_success_publishes_everything_and_the_page_last(cloud, monkeypatch):
     finished(cloud)
     order = []
     copy = results._copy
-    monkeypatch.setattr(
-        results, "_copy", lambda bucket, source, target: (order.append(target), copy(bucket, source, target))
-    )
+
+    def recording(bucket, source, target):
+        order.append(target)
+        copy(bucket, source, target)
+
+    monkeypatch.setattr(results, "_copy", recording)
     assert succeed(cloud) == {"status": "SUCCEEDED", "message": "topic"}
     folder = f"results/my-house/{JOB}/"
     names = {"index.html", "viewer/main.js", "scene.sog", "scene.ply", "report.html", "report.json"}
@@ -67,7 +70,7 @@ def test_success_publishes_everything_and_the_page_last(cloud, monkeypatch):
     assert order[-1] == folder + "index.html"
     page = boto3.client("s3").head_object(Bucket=BUCKET, Key=folder + "index.html")
     assert page["ContentType"] == "text/html; charset=utf-8"
-    job = jobs.get_job(JOB)
+    job = job_row()
     assert (job["status"], job["result_url"], job["cost_usd"]) == ("SUCCEEDED", LINK, 3)
     (text,) = cloud.messages()
     for words in (LINK, "19 of 20", "27.3 dB", "123,456", "2.5 MB, 30.0 MB before compression", "3.00 USD"):
@@ -80,7 +83,7 @@ def test_page_is_not_there_when_another_file_is_missing(cloud):
     with pytest.raises(JobFailure, match=r"scene\.ply does not exist"):
         succeed(cloud)
     assert f"results/my-house/{JOB}/index.html" not in cloud.keys("results/")
-    assert jobs.get_job(JOB)["status"] == "RUNNING"
+    assert job_row()["status"] == "RUNNING"
 
 
 def test_no_page_is_a_failure(cloud):
@@ -115,7 +118,8 @@ def test_mail_goes_to_the_user_as_text_and_html(cloud, monkeypatch):
         "user@example.org",
         "Your 3D scene Haus <Ä> is ready",
     )
-    text, html = (mime.get_body((kind,)).get_content() for kind in ("plain", "html"))
+    bodies = {part.get_content_type(): part.get_content() for part in mime.walk() if not part.is_multipart()}
+    text, html = bodies["text/plain"], bodies["text/html"]
     assert LINK in text and LINK in html
     assert "Haus <Ä>" in text
     assert "Haus &lt;Ä&gt;" in html
@@ -136,7 +140,7 @@ def test_failure_names_reason_and_advice_once(cloud):
     (text,) = cloud.messages()
     assert "Why: Only 3 photos" in text
     assert "What to do: Upload more photos" in text
-    assert jobs.get_job(JOB)["failure"]["code"] == "TOO_FEW_PHOTOS"
+    assert job_row()["failure"]["code"] == "TOO_FEW_PHOTOS"
 
 
 @pytest.mark.parametrize("state", [{}, {"error": None}, {"error": "x"}, {"error": {"Error": 3}}, {"error": []}])
@@ -196,7 +200,7 @@ def test_failed_execution_without_any_record(cloud):
     add_job()
     ended(cloud, "FAILED", error="States.Runtime", cause="An error occurred while executing the state")
     assert "States.Runtime" in cloud.messages()[0]
-    assert jobs.get_job(JOB)["status"] == "FAILED"
+    assert job_row()["status"] == "FAILED"
 
 
 def test_execution_that_is_no_job_is_left_alone(cloud):

@@ -23,6 +23,7 @@ from tests.unit.fn_cloud import (
     assert_valid,
     client_error,
     cloud,
+    job_row,
     load_event,
     row,
 )
@@ -142,11 +143,12 @@ def test_token_is_stored_before_the_job_exists(cloud, monkeypatch):
     add_job()
     seen = []
     create = cloud.sagemaker.create_processing_job
-    monkeypatch.setattr(
-        cloud.sagemaker,
-        "create_processing_job",
-        lambda **a: (seen.append(row(f"TASK#{NAME}")["task_token"]), create(**a)),
-    )
+
+    def recording(**arguments):
+        seen.append(row(f"TASK#{NAME}")["task_token"])
+        return create(**arguments)
+
+    monkeypatch.setattr(cloud.sagemaker, "create_processing_job", recording)
     start(cloud)
     assert seen == ["token-0"]
 
@@ -274,7 +276,7 @@ def test_completed_processing_event(cloud, monkeypatch):
         "cost_usd": round(0.408 * 1020 / 3600, 6),
     }
     assert cloud.tokens.answers == [("success", "token-0", expected)]
-    assert jobs.get_job(JOB)["results"]["sfm"] == expected
+    assert job_row()["results"]["sfm"] == expected
 
 
 def test_completed_training_event_bills_billable_seconds(cloud, monkeypatch):

@@ -297,7 +297,7 @@ def test_stage_payload_is_the_contracts():
 
 
 def test_paths_are_the_state_the_context_or_guarded():
-    """No path may fail: `$` and the context always exist, `$.error` on every way into the error states, others are guarded."""
+    """No path may fail: `$` and the context always exist, `$.error` on every way there, others are guarded."""
     written = {name: written_before(name) for name in STATES}
     for name, state in STATES.items():
         text = json.dumps({k: v for k, v in state.items() if k not in ("Catch", "ResultPath", "Comment", "Choices")})

@@ -2,11 +2,10 @@
 
 import pytest
 
-import jobs
 import photos
 import validate
 from failures import JobFailure
-from tests.unit.fn_cloud import BUCKET, JOB, JPEG, Cloud, add_job, cloud
+from tests.unit.fn_cloud import BUCKET, JOB, JPEG, Cloud, add_job, cloud, job_row
 
 __all__ = ["cloud"]
 OTHER = "my-house-01KD8E7J9Q3M5V8X2Z4B6C7D00"
@@ -50,7 +49,7 @@ def test_good_upload(cloud):
     assert rejected.keys() == {"fake.jpg", "empty.jpg", "c.heic", "d.mp4"}
     assert rejected["fake.jpg"] == "the content is not a JPEG, PNG, TIFF or WebP image"
     assert rejected["empty.jpg"] == "the file is empty"
-    job = jobs.get_job(JOB)
+    job = job_row()
     assert job["options"] == {"preset": "high", "title": "Haus", "start_at": "sfm", "ready": False}
     assert (job["photos"], job["rejected"], job["estimated_usd"]) == (8, 4, answer["estimated_usd"])
 
@@ -114,7 +113,7 @@ def test_wrong_options_still_reach_their_owner(cloud):
     cloud.put("uploads/my-house/job.json", {"email": "a@example.com", "presset": "draft"})
     failure = refused(cloud)
     assert "'presset' is unknown, did you mean 'preset'?" in failure.reason
-    assert jobs.get_job(JOB)["options"] == {"email": "a@example.com"}
+    assert job_row()["options"] == {"email": "a@example.com"}
 
 
 def reusable(cloud: Cloud, **more) -> None:
@@ -135,7 +134,7 @@ def test_start_at_train_takes_the_results_of_the_other_job(cloud):
     cloud.put("uploads/my-house/job.json", {"start_at": "train", "reuse_job": OTHER})
     answer = run(cloud)
     assert (answer["start_at"], answer["photos"]) == ("train", 31)
-    taken = jobs.get_job(JOB)["results"]["sfm"]
+    taken = job_row()["results"]["sfm"]
     assert taken["output_uri"] == f"s3://{BUCKET}/work/{OTHER}/sfm/"
     assert (taken["cost_usd"], taken["reused_from"]) == (0, OTHER)
 
