@@ -1,6 +1,6 @@
 """Our .sog files against splat-transform's: bytes, likeness and CPU time on given trained scenes.
 
-    python benchmarks/compression.py SCENE_PLY[:SFM_FOLDER] ...
+    python benchmarks/compression.py NAME=SCENE_PLY[:SFM_FOLDER] ...
 
 Likeness is PSNR against renders of the uncompressed scene, and with an SfM folder also against its held-out photos. CPU
 time is user + system of the whole program, from PLY to .sog, once each. Results: benchmarks/results/compression.json.
@@ -79,7 +79,10 @@ class Subject:
 
 
 def open_subject(argument: str, count: int, long_side: int) -> Subject:
-    ply, _, sfm = argument.partition(":")
+    name, _, paths = argument.partition("=")
+    ply, _, sfm = paths.partition(":")
+    if not ply:
+        raise SystemExit(f"{argument!r} is not NAME=SCENE_PLY[:SFM_FOLDER]")
     gaussians = read_ply(ply)
     photos: list[np.ndarray] = []
     if sfm:
@@ -90,7 +93,6 @@ def open_subject(argument: str, count: int, long_side: int) -> Subject:
     else:
         views = ring(gaussians, count, long_side)
     truth = [draw(gaussians, view) for view in views]
-    name = Path(ply).resolve().parent.name + "-" + Path(ply).stem
     return Subject(name, Path(ply), gaussians, views, truth, photos)
 
 
@@ -213,7 +215,7 @@ def headline(scenes: dict[str, dict[str, float]], degrees: dict[str, int]) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("scenes", nargs="+", metavar="SCENE_PLY[:SFM_FOLDER]")
+    parser.add_argument("scenes", nargs="+", metavar="NAME=SCENE_PLY[:SFM_FOLDER]")
     parser.add_argument("--views", type=int, default=6)
     parser.add_argument("--long-side", type=int, default=640)
     parser.add_argument("--limit-s", type=float, default=600, help="wall time that one encoding may take")
@@ -238,6 +240,7 @@ def main() -> None:
         print(f"{subject.name} splat-transform: {peer or f'not finished in {options.limit_s:.0f} s'}")
         figures |= {f"{subject.name}_{key}": value for key, value in scenes[subject.name].items()}
     figures = {**headline(scenes, degrees), **figures}
+    names = " ".join(scene.partition("=")[0] + "=..." for scene in options.scenes)
     result = {
         "name": "compression",
         "date": date.today().isoformat(),
@@ -247,7 +250,8 @@ def main() -> None:
             **{name: version(name) for name in ("numpy", "faiss-cpu", "pillow", "numba")},
             "splat-transform": json.loads((PEER / "package.json").read_text())["version"],
         },
-        "command": "python benchmarks/compression.py " + " ".join(Path(s).name for s in options.scenes),
+        "command": "python benchmarks/compression.py "
+        + " ".join(scene.partition("=")[0] + "=…" for scene in options.scenes),
         "figures": figures,
     }
     options.output.write_text(json.dumps(result, indent=2) + "\n")

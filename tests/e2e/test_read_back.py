@@ -83,9 +83,7 @@ def test_sog_reads_back_within_its_steps(splat_transform: Path, tmp_path: Path, 
 def test_spz_reads_back_within_its_steps(splat_transform: Path, tmp_path: Path, degree: int) -> None:
     source = make_gaussians(200, degree)
     (tmp_path / "scene.spz").write_bytes(encode_spz(source))
-    found = flip_frame(
-        to_ply(splat_transform, tmp_path / "scene.spz")
-    )  # it is read unturned
+    found = flip_frame(to_ply(splat_transform, tmp_path / "scene.spz"))  # it is read unturned
     assert len(found.means) == len(source.means)
     assert np.abs(found.means - source.means).max() <= 0.51 * 2.0 ** -fractional_bits(source.means)
     assert np.abs(found.log_scales - source.log_scales).max() <= 0.51 / 16
