@@ -250,8 +250,7 @@ def main() -> None:
             **{name: version(name) for name in ("numpy", "faiss-cpu", "pillow", "numba")},
             "splat-transform": json.loads((PEER / "package.json").read_text())["version"],
         },
-        "command": "python benchmarks/compression.py "
-        + " ".join(scene.partition("=")[0] + "=…" for scene in options.scenes),
+        "command": f"python benchmarks/compression.py {names}",
         "figures": figures,
     }
     options.output.write_text(json.dumps(result, indent=2) + "\n")
