@@ -54,6 +54,12 @@ def _parsed_template() -> dict[str, Any]:
 
 
 @cache
+def _session() -> boto3.Session:
+    """One session for all tests: it keeps the service models, which take longer to read than a test to run."""
+    return boto3.Session("testing", "testing", region_name="us-east-1")
+
+
+@cache
 def _service_model(service: str) -> Any:
     return botocore.session.get_session().get_service_model(service)
 
@@ -300,6 +306,7 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     # Read once, when the module is imported, which other tests may have done without this environment.
     monkeypatch.setattr(telemetry.metrics.provider, "namespace", os.environ["POWERTOOLS_METRICS_NAMESPACE"])
     with mock_aws():
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", _session())
         aws.reset()
         settings_module.settings.cache_clear()
         boto3.client("s3").create_bucket(Bucket=BUCKET)
