@@ -63,6 +63,9 @@ class Engine(Protocol):
     def mean_loss(self) -> float:
         """Mean loss of the steps since the last call; NaN when there was none. May wait for the device."""
 
+    def is_finite(self) -> bool:
+        """Whether every parameter is a number; one that is not hides its Gaussian and would go unnoticed."""
+
     def count(self) -> int: ...
 
     def opacities(self) -> NDArray[np.float32]:

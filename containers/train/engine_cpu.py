@@ -44,9 +44,7 @@ class CpuEngine:
         full = Gaussians(gaussians.means, gaussians.log_scales, gaussians.quats, gaussians.opacity_logits, sh)
         self._rows = pack(full, self.capacity)
         self._count, self._steps = n, 0
-        self._grads, self._first, self._second = (
-            zero_rows(*self._rows.shape) for _ in range(3)
-        )
+        self._grads, self._first, self._second = (zero_rows(*self._rows.shape) for _ in range(3))
 
     def step(self, photo: int, level: int, sh_degree: int, rates: Rates) -> None:
         view, target = self._levels[level][photo]
@@ -88,6 +86,9 @@ class CpuEngine:
         mean = self._loss_sum / self._loss_count if self._loss_count else float("nan")
         self._loss_sum, self._loss_count = 0.0, 0
         return mean
+
+    def is_finite(self) -> bool:
+        return bool(np.isfinite(self._rows[:, : self._count]).all())
 
     def count(self) -> int:
         return self._count
@@ -138,9 +139,7 @@ class CpuEngine:
         self._count, self._steps = state["rows"].shape[1], int(state["steps"])
         stride = -(-max(self.capacity, self._count) // 16) * 16
         rows = SH + 3 * self._coefficients
-        self._rows, self._grads, self._first, self._second = (
-            zero_rows(rows, stride) for _ in range(4)
-        )
+        self._rows, self._grads, self._first, self._second = (zero_rows(rows, stride) for _ in range(4))
         self._rows[QUAT], self._rows[LOGIT] = 1.0, HIDDEN
         self._rows[:, : self._count] = state["rows"]
         self._first[:, : self._count] = state["first"]

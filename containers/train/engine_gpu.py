@@ -168,6 +168,10 @@ class GpuEngine:
         self._loss_count = 0
         return mean
 
+    def is_finite(self) -> bool:
+        checks = [torch.isfinite(buffer[: self._count]).all() for buffer in self._values.values()]
+        return bool(torch.stack(checks).all())
+
     def count(self) -> int:
         return self._count
 

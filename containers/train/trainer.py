@@ -58,6 +58,7 @@ class Trainer:
         self.at = Position()
         self.plateau = Plateau()
         self.threads = threads
+        self._unchecked = 0  # steps since the last look at the loss
         self._best: tuple[float, Gaussians] | None = None
 
     def start(self, gaussians: Gaussians) -> None:
@@ -136,6 +137,7 @@ class Trainer:
         sh_degree = schedule.sh_degree(progress, self.preset.sh_degree)
         self.engine.step(at.order.pop(), schedule.level(progress), sh_degree, schedule.rates(progress, self.extent))
         at.iteration += 1
+        self._unchecked += 1
         if at.iteration % schedule.refine_every == 0 and progress < schedule.refine_until:
             refine(self.engine, self.rng, schedule.growth, grow=True)
 
@@ -147,11 +149,12 @@ class Trainer:
         self.job.progress(round(1000 * progress), 1000, "permille", message, eta_s=eta_s)
 
     def _check_loss(self) -> None:
-        loss = self.engine.mean_loss()
-        if not np.isfinite(loss):
+        loss = self.engine.mean_loss() if self._unchecked else 0.0
+        self._unchecked = 0
+        if not np.isfinite(loss) or not self.engine.is_finite():
             raise StageError(
                 "TRAINING_DIVERGED",
-                f"The loss became {loss} by iteration {self.at.iteration}. Start the scene again; if it happens twice, "
+                f"The model is no longer made of numbers at iteration {self.at.iteration} (loss {loss}). Start the scene again; if it happens twice, "
                 "check the photos for extreme exposure differences.",
             )
 
@@ -177,7 +180,7 @@ class Trainer:
         self.clock.go_on()
 
     def _finish(self, reason: str) -> Result:
-        self._check_loss_at_end()
+        self._check_loss()
         seconds = self.clock.elapsed_s()
         final = self.engine.gaussians()
         if self.data.validation and self._best is not None:
@@ -187,7 +190,3 @@ class Trainer:
                 final = self._best[1]
                 self.engine.load(final)
         return Result(final, self.at.iteration, seconds, reason, self.at.curve)
-
-    def _check_loss_at_end(self) -> None:
-        if self.at.iteration % LOSS_CHECK_EVERY:
-            self._check_loss()

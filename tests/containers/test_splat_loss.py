@@ -4,6 +4,7 @@ import autograd.numpy as anp
 import numpy as np
 import pytest
 from autograd import grad as autograd_grad
+
 from splat import metrics
 from splat.loss import PhotoLoss, to_planes
 from splat.threads import Workers

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+
 from job import StageError
 from splat.cameras import Scene, View, rotation_matrix
 from splat.model import Gaussians
