@@ -223,7 +223,11 @@ class _Run:
     # Photos in
 
     def _upload(self, engine: Engine) -> None:
-        """Store the photos under uploads/<scene>/, then job.json, which starts the job."""
+        """Store the photos under uploads/<scene>/, then job.json, which starts the job.
+
+        Only job.json makes an event. A thousand events for photos would be a thousand calls of `ingest`, and those that
+        arrive after the short quiet period would each begin another job for the same scene.
+        """
         if self.plan["uploaded"]:
             return
         prefix = f"uploads/{self.plan['scene']}/"
@@ -232,7 +236,7 @@ class _Run:
             if _stop_requested.is_set():
                 return
             if not engine.storage.exists(engine.bucket, prefix + name):
-                engine.storage.put_file(engine.bucket, prefix + name, path)
+                engine.storage.put_file(engine.bucket, prefix + name, path, tell=False)
         job = {**self.plan["options"], "ready": True}
         engine.storage.put_bytes(engine.bucket, prefix + "job.json", json.dumps(job).encode())
         self._note(uploaded=True)

@@ -136,8 +136,8 @@ class Storage:
             self._s3.put_object(bucket, key, data, disable_notification=True)
         self.created(bucket, key, "PutObject")
 
-    def put_file(self, bucket: str, key: str, source: Path, *, move: bool = False) -> None:
-        """Store a file; with ``move`` the source may be taken away instead of copied.
+    def put_file(self, bucket: str, key: str, source: Path, *, move: bool = False, tell: bool = True) -> None:
+        """Store a file. With ``move`` the source may be taken away instead of copied; without ``tell`` no event comes.
 
         The copy never shares an inode with the source, so that nothing a job does can reach the user's photos.
         """
@@ -151,7 +151,8 @@ class Storage:
             found = self._s3.put_object(bucket, key, b"", etag=etag, disable_notification=True)
             found.contentsize = size
             self._adopt(found, staged)
-        self.on_created(bucket, key, "PutObject")
+        if tell:
+            self.on_created(bucket, key, "PutObject")
 
     def created(self, bucket: str, key: str, reason: str) -> None:
         """Keep an object that moto has just accepted, and tell the listener."""

@@ -149,6 +149,19 @@ def test_photos_keep_folders_and_hidden_files_stay_out(stages, photos, tmp_path)
     assert all(p.stat().st_nlink == 1 for p in before), "nothing a job does may reach the user's photos"
 
 
+def test_an_upload_that_takes_longer_than_the_quiet_period_is_one_job(stages, photos, tmp_path, monkeypatch):
+    from spaceport.storage import Storage
+
+    put_file = Storage.put_file
+    monkeypatch.setattr(
+        Storage, "put_file", lambda *a, **k: (time.sleep(0.4 if "tell" in k else 0), put_file(*a, **k))[1]
+    )
+    outcome = local_run.run(photos, tmp_path / "out", {}, lambda event: None, runner=ProcessRunner(stages))
+    assert outcome.status == "SUCCEEDED"
+    assert len(list((tmp_path / "out/.spaceport/executions").iterdir())) == 1
+    assert len(mails(tmp_path / "out")) == 1
+
+
 def test_a_failing_stage_ends_failed_with_one_mail(stages, photos, tmp_path):
     out, events = tmp_path / "out", []
     outcome = local_run.run(photos, out, {"matcher": "sequential"}, events.append, runner=ProcessRunner(stages))
