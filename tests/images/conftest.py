@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from images.build import Built, base_image, build
 from images.engine import Engine, NoEngine, running_engine
+from settings import STAGES, Stage
 from tests.images.figures import Figures
-from tests.images.player import IMAGES, ROOT, Player
+from tests.images.player import IMAGES, OPTIONS, ROOT, Player, Ran
 
 DATA = Path(os.environ.get("SPACEPORT_DATA") or ROOT.parent / "shared" / "data")
 
@@ -68,10 +70,15 @@ def images(engine: Engine, base: str, figures: Figures) -> Callable[[str], str]:
     return get
 
 
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
 @pytest.fixture
-def player(engine: Engine, images: Callable[[str], str], tmp_path: Path) -> Iterator[Player]:
+def player(engine: Engine, images: Callable[[str], str], kernels: Path, tmp_path: Path) -> Iterator[Player]:
     """An empty bucket; every image is there."""
-    playing = Player.open(engine, images, tmp_path)
+    playing = Player.open(engine, images, tmp_path, kernels)
     yield playing
     playing.close()
 
@@ -83,3 +90,26 @@ def photos() -> list[Path]:
     if not folder.is_dir():
         pytest.skip(f"the test photos are not there: {folder}; SPACEPORT_DATA names another place")
     return sorted(folder.glob("*.[jJ][pP][gG]"))[:10]
+
+
+@pytest.fixture(scope="session")
+def good_run(
+    engine: Engine, images: Callable[[str], str], photos: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Stage], tuple[Ran, Path]]:
+    """Runs a stage on the results of those before it, once; returns what was seen and the folder of its results."""
+
+    @cache
+    def run(stage: Stage) -> tuple[Ran, Path]:
+        earlier = {name: run(name)[1] for name in STAGES[: STAGES.index(stage)]}
+        folder = tmp_path_factory.mktemp(stage)
+        player = Player.open(engine, images, folder)
+        try:
+            player.put_photos(photos)
+            for name, result in earlier.items():
+                player.put_result(name, result)
+            ran = player.run(stage, OPTIONS[stage])
+            return ran, player.get_result(stage, folder / "result")
+        finally:
+            player.close()
+
+    return run
