@@ -1,7 +1,7 @@
 """Photos to page on this machine: `python benchmarks/local_run.py demo`, or `plush-draft PHOTOS`.
 
-Prints and writes the wall time of a whole `spaceport run`, its split by stage, and the quality of the result. Nothing else
-should run beside it. The kernels are compiled first, as `make install` does.
+Prints and writes the wall time of a whole `spaceport run`, its split by stage, and the quality of the result. Nothing
+else should run beside it. The kernels are compiled before, as `make install` does.
 """
 
 from __future__ import annotations
