@@ -1,11 +1,13 @@
 """Blend the Gaussians of each tile front to back, and carry the image's gradient back to them.
 
-One block of 4x4 pixels is one vector, a tile is 4x4 blocks, and only the blocks that an ellipse touches are computed. alpha = exp(-8 s) by a polynomial of degree 5 (relative error 8e-8) and three
-squarings. Thresholds are gsplat's: alpha at least 1/255 and at most 0.999, transmittance at least 1e-4.
+One block of 4x4 pixels is one vector, a tile is 4x4 blocks, and only the blocks that an ellipse touches are computed.
+alpha = exp(-8 s) by a polynomial of degree 5 (relative error 8e-8) and three squarings. Thresholds are gsplat's:
+alpha at least 1/255 and at most 0.999, transmittance at least 1e-4.
 
-A pixel whose transmittance would fall below 1e-4 is finished; its transmittance is then kept with a minus sign, so that
-every later test fails by itself. Backward walks front to back again with the remainder (everything that lies behind the
-current Gaussian), so forward saves nothing but the image, and each (Gaussian, tile) pair writes its own slot: no atomics.
+A pixel whose transmittance would fall below 1e-4 is finished; its transmittance is then kept with a minus sign, so
+that every later test fails by itself. Backward walks front to back again with the remainder (everything that lies
+behind the current Gaussian), so forward saves nothing but the image, and each (Gaussian, tile) pair writes its own
+slot: no atomics.
 """
 
 from __future__ import annotations

@@ -114,7 +114,8 @@ def _read_cameras(path: Path) -> dict[int, tuple[int, int, Array]]:
         name, _parameters = CAMERA_MODELS.get(model, (f"number {model}", 0))
         if model != PINHOLE:
             raise ValueError(
-                f"{path}: camera {camera_id} has the model {name}, but only PINHOLE can be trained; undistort the photos first"
+                f"{path}: camera {camera_id} has the model {name}, but only PINHOLE can be trained; "
+                "undistort the photos first"
             )
         fx, fy, cx, cy = reader.take("4d")
         cameras[camera_id] = (width, height, np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64))

@@ -53,8 +53,8 @@ def similarity_maps(
 ) -> None:
     """Per channel the maps dSSIM/dmu, dSSIM/dE[xx], dSSIM/dE[xy], and the sum of SSIM of each row of windows.
 
-    ``image`` [4, H16, W16] float32 and ``target`` [3, H16, W16] uint8, flat; ``maps`` [3, 3, H + 10, W16 + 32], where the
-    window that begins at (y, x) is stored at (y + 10, x + 10); ``sums`` [3 * H].
+    ``image`` [4, H16, W16] float32 and ``target`` [3, H16, W16] uint8, flat; ``maps`` [3, 3, H + 10, W16 + 32], where
+    the window that begins at (y, x) is stored at (y + 10, x + 10); ``sums`` [3 * H].
     """
     line = (width + 15) // 16 * 16
     plane = (height + 15) // 16 * 16 * line
@@ -123,7 +123,7 @@ def loss_gradient(
     grad: Any,
     sums: Any,
 ) -> None:
-    """Fill ``grad`` (like ``image``; columns beyond the width are 0) and ``sums`` [3 * H] with each row's sum of |x - y|.
+    """Fill ``grad`` (like ``image``; columns beyond the width are 0), and ``sums`` [3 * H], each row's sum of |x - y|.
 
     ``by_l1`` and ``by_ssim`` are dL/d(sum of |x - y|) and dL/d(sum of SSIM).
     """
@@ -182,7 +182,7 @@ class PhotoLoss:
     def __call__(
         self, image: NDArray[np.float32], target: NDArray[np.uint8], width: int, height: int
     ) -> tuple[float, NDArray[np.float32]]:
-        """(loss, dL/dimage): ``image`` [4, H16, W16] as the rasterizer gives it, ``target`` [3, H16, W16] from ``to_planes``.
+        """(loss, dL/dimage) of ``image`` [4, H16, W16] from the rasterizer and ``target`` [3, H16, W16] from ``to_planes``.
 
         Images with a side under 11 pixels are compared by L1 alone. The gradient is overwritten by the next call.
         """

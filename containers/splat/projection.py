@@ -3,9 +3,9 @@
 Formulas: Zwicker et al. 2001 (EWA splatting), Kerbl et al. 2023 (3D Gaussian splatting); thresholds and conventions are
 gsplat's: 0.3 px blur, field of view clipped at 1.3 times the image, opacity-aware radius, colour max(0, 0.5 + SH).
 
-Parameters lie in one flat float32 array, one row of ``stride`` floats per number (``stride`` is a multiple of 16 and rows
-beyond the last Gaussian are invisible): means 0-2, log_scales 3-5, quats 6-9 (wxyz), opacity_logit 10, sh[k, c] 11 + 3k + c.
-Gradients have the same layout.
+Parameters lie in one flat float32 array, one row of ``stride`` floats per number (``stride`` is a multiple of 16 and
+rows beyond the last Gaussian are invisible): means 0-2, log_scales 3-5, quats 6-9 (wxyz), opacity_logit 10, sh[k, c]
+11 + 3k + c. Gradients have the same layout.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from splat.simd import (
 MEAN, SCALE, QUAT, LOGIT, SH = 0, 3, 6, 10, 11
 RECORD = 16  # floats per projected Gaussian: one cache line
 # A record: 0 mx, 1 my (pixels); 2 a, 3 b, 4 c, 5 e with alpha = exp(-8 (a dx^2 + b dx dy + c dy^2 + e)); 6-8 colour;
-# 9 dx / dy of the least value in a row, 12 dy / dx of that in a column; 10, 11 half width and half height (pixels) of the region with alpha >= 1/255.
+# 9 dx / dy of the least value in a row, 12 dy / dx of that in a column; 10, 11 half width and half height (pixels) of
+# the region with alpha >= 1/255.
 BLUR = np.float32(0.3)  # px^2, added to the projected covariance
 CLIP = 0.3  # how far beyond the image the projection's Jacobian is evaluated, in half fields of view
 LOG_255 = np.float32(np.log(255.0))
@@ -194,10 +195,10 @@ def sh_color(params: Any, stride: Any, at: Any, channel: Any, degree: Any, x: An
 def project(
     counter: Any, groups: int, stride: int, params: Any, cam: Any, degree: int, records: Any, depth: Any, tiles: Any
 ) -> None:
-    """Fill ``records`` [N * 16], ``depth`` [N] (infinite when unseen) and ``tiles`` [N], an upper bound of tiles touched.
+    """Fill ``records`` [N * 16], ``depth`` [N] (infinite when unseen), ``tiles`` [N] (at least the tiles touched).
 
-    ``cam``: 0-8 rotation, 9-11 translation, 12 fx, 13 fy, 14 cx, 15 cy, 16 width, 17 height, 18-20 centre, 21-24 limits of
-    x / z and y / z, 25 near plane.
+    ``cam``: 0-8 rotation, 9-11 translation, 12 fx, 13 fy, 14 cx, 15 cy, 16 width, 17 height, 18-20 centre, 21-24
+    limits of x / z and y / z, 25 near plane.
     """
     width, height, near = cam[16], cam[17], cam[25]
     tile = np.float32(1 / 16)
@@ -233,8 +234,8 @@ def project(
             right = lane_min((mx + half_width) * tile + SLACK, columns)
             top = lane_max((my - half_height) * tile - SLACK, np.float32(0))
             bottom = lane_min((my + half_height) * tile + SLACK, rows)
-            # Exact whole tiles: rounding (v - 0.5) up to the next whole number is floor for all but exact edges, where one
-            # tile too many is only an upper bound.
+            # Exact whole tiles: rounding (v - 0.5) up to the next whole number is floor for all but exact edges,
+            # where one tile too many is only an upper bound.
             across = lane_round(right + HALF) - lane_round(left - HALF)
             down = lane_round(bottom + HALF) - lane_round(top - HALF)
             store(tiles, at, select(seen, across * down, zero))
@@ -341,7 +342,8 @@ def project_backward(
 ) -> None:
     """Sum each Gaussian's slots in their order and carry the sums back to the parameters; fills ``grads``.
 
-    A slot: sums over one tile's pixels of q, q dx, q dx^2, q dy, q dx dy, q dy^2 with q = alpha dL/dalpha, then dL/dcolour.
+    A slot: sums over one tile's pixels of q, q dx, q dx^2, q dy, q dx dy, q dy^2 with q = alpha dL/dalpha, then
+    dL/dcolour.
     Rows of ``grads`` beyond the SH degree are left as they are.
     """
     zero = lanes(np.float32(0))

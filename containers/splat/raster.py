@@ -36,7 +36,9 @@ def zero_rows(rows: int, stride: int) -> Floats:
 
 
 def pack(gaussians: Gaussians, capacity: int | None = None) -> Floats:
-    """[11 + 3 K, stride]: the kernels' layout (see ``projection``), padded with invisible Gaussians up to ``capacity``."""
+    """[11 + 3 K, stride]: the kernels' layout (see ``projection``), padded with invisible Gaussians up to
+    ``capacity``.
+    """
     n, k = gaussians.sh.shape[:2]
     stride = -(-max(capacity or n, n, 1) // 16) * 16
     rows = aligned((SH + 3 * k) * stride, 0.0).reshape(-1, stride)
@@ -226,7 +228,9 @@ class Rasterizer:
         return np.ascontiguousarray(seen[:3].transpose(1, 2, 0)), 1 - seen[3]
 
     def backward(self, grad_rgb: Floats, grad_alpha: Floats | None = None) -> Gaussians:
-        """dL/d(every parameter), shaped like the model of the last ``forward``, from dL/drgb [H, W, 3], dL/dalpha [H, W]."""
+        """dL/d(every parameter), shaped like the model of the last ``forward``, from dL/drgb [H, W, 3], dL/dalpha [H,
+        W].
+        """
         view = self._view
         grad_image = aligned(len(self._image), 0.0)
         planes = self._planes(grad_image)

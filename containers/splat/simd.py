@@ -1,8 +1,8 @@
 """Sixteen float32 lanes as one value inside numba kernels.
 
-Numba vectorises a loop only when it can prove that its arrays do not overlap, which it seldom can. These types map straight
-to LLVM's ``<16 x float>`` and ``<16 x i1>``: one register with AVX-512, two with AVX, four with NEON. Outside a kernel
-nothing here can be called.
+Numba vectorises a loop only when it can prove that its arrays do not overlap, which it seldom can. These types map
+straight to LLVM's ``<16 x float>`` and ``<16 x i1>``: one register with AVX-512, two with AVX, four with NEON.
+Outside a kernel nothing here can be called.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ def available_cores() -> int:
 
 
 class Workers:
-    """``run(kernel, …)`` calls ``kernel(counter, …)`` once per thread; results do not depend on the number of threads."""
+    """``run(kernel, …)`` calls ``kernel(counter, …)`` once per thread; results do not depend on the number of
+    threads.
+    """
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or available_cores()

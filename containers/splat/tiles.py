@@ -1,7 +1,8 @@
 """Which Gaussians touch which 16x16-pixel tile, front to back.
 
-Two passes over blocks of the depth-sorted Gaussians: ``emit`` finds the tiles that each ellipse really touches and counts
-them, ``scatter`` puts them into the tiles' lists (a stable counting sort). The result is the same for any number of threads.
+Two passes over blocks of the depth-sorted Gaussians: ``emit`` finds the tiles that each ellipse really touches and
+counts them, ``scatter`` puts them into the tiles' lists (a stable counting sort). The result is the same for any
+number of threads.
 """
 
 from __future__ import annotations

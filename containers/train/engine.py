@@ -42,7 +42,7 @@ class Rates:
     opacities: float
     sh0: float
     sh_rest: float
-    noise: float  # scene units; 0 = none
+    noise: float  # times Sigma (scene units squared) is a displacement; 0 = none
     opacity_pull: float  # weight of the mean opacity in the loss
     scale_pull: float  # weight of the mean scale, in scene units, in the loss
 

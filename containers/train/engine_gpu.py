@@ -37,7 +37,9 @@ RATE_OF = {
 
 
 class GpuEngine:
-    """See ``train.engine.Engine``. Parameters and moments lie in buffers of ``capacity`` rows; the first N are in use."""
+    """See ``train.engine.Engine``. Parameters and moments lie in buffers of ``capacity`` rows; the first N are in
+    use.
+    """
 
     name = "gpu"
 
@@ -114,7 +116,8 @@ class GpuEngine:
         except torch.cuda.OutOfMemoryError as error:
             raise StageError(
                 "OUT_OF_GPU_MEMORY",
-                f"The memory of {self.device} is not enough for {self._count} Gaussians at {view.width}x{view.height} pixels. "
+                f"The memory of {self.device} is not enough for {self._count} Gaussians at "
+                f"{view.width}x{view.height} pixels. "
                 "Lower max_gaussians or max_image_long_side, or choose a larger GPU.",
             ) from error
         self._loss_sum += loss.detach()

@@ -1,7 +1,8 @@
 """Where Gaussians go: dead ones are moved to places that need them, and the model grows up to a hard cap.
 
-3D Gaussian Splatting as Markov Chain Monte Carlo (Kheradmand et al. 2024): a Gaussian with opacity o that becomes N equal
-ones gets opacity 1 - (1 - o)^(1/N) and a smaller scale, so that the image hardly changes. Independent of the engine.
+3D Gaussian Splatting as Markov Chain Monte Carlo (Kheradmand et al. 2024): a Gaussian with opacity o that becomes N
+equal ones gets opacity 1 - (1 - o)^(1/N) and a smaller scale, so that the image hardly changes. Independent of the
+engine.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ MOST_COPIES = 51
 def split_values(opacity: NDArray, copies: NDArray) -> tuple[NDArray, NDArray]:
     """Opacity of each of ``copies`` equal Gaussians (``copies`` counts the original), and the factor of their scales.
 
-    Kheradmand et al. 2024, eq. 9: sigma_new = o sigma / sum_{i=1..N} sum_{k=0..i-1} C(i-1, k) (-1)^k o_new^(k+1) / sqrt(k+1).
+    Kheradmand et al. 2024, eq. 9:
+    sigma_new = o sigma / sum_{i=1..N} sum_{k=0..i-1} C(i-1, k) (-1)^k o_new^(k+1) / sqrt(k+1).
     """
     copies = np.minimum(copies, MOST_COPIES)
     new = 1 - (1 - opacity) ** (1 / copies)

@@ -24,9 +24,9 @@ class Schedule:
     means_final: float = 0.01  # its factor at the end
     rate: float = 1.5  # factor of every other rate
     rate_final: float = 0.2  # its factor at the end
-    noise: float = 1e4  # times the means' rate
+    noise: float = 2.5e5  # times the means' rate, in a scene of extent 1
     opacity_pull: float = 0.01
-    scale_pull: float = 0.01
+    scale_pull: float = 0.01  # of the mean scale as a share of the extent
 
     def level(self, progress: float) -> int:
         """By how much the photos are shrunk."""
@@ -49,7 +49,7 @@ class Schedule:
             opacities=5e-2 * factor,
             sh0=2.5e-3 * factor,
             sh_rest=2.5e-3 / 20 * factor,
-            noise=means * self.noise if refining else 0.0,
+            noise=means * self.noise / extent**2 if refining else 0.0,
             opacity_pull=self.opacity_pull if refining else 0.0,
-            scale_pull=self.scale_pull if refining else 0.0,
+            scale_pull=self.scale_pull / extent if refining else 0.0,
         )

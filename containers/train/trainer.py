@@ -154,8 +154,8 @@ class Trainer:
         if not np.isfinite(loss) or not self.engine.is_finite():
             raise StageError(
                 "TRAINING_DIVERGED",
-                f"The model is no longer made of numbers at iteration {self.at.iteration} (loss {loss}). Start the scene again; if it happens twice, "
-                "check the photos for extreme exposure differences.",
+                f"The model is no longer made of numbers at iteration {self.at.iteration} (loss {loss}). "
+                "Start the scene again; if it happens twice, check the photos for extreme exposure differences.",
             )
 
     def _evaluate(self, progress: float) -> None:

@@ -1,4 +1,6 @@
-"""The CPU rasterizer against a dense float64 reference that is written from the papers and differentiated by autograd."""
+"""The CPU rasterizer against a dense float64 reference that is written from the papers and differentiated by
+autograd.
+"""
 
 import autograd.numpy as anp
 import numpy as np

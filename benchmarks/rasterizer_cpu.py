@@ -1,0 +1,93 @@
+"""Speed and exactness of the CPU rasterizer.
+
+    python benchmarks/rasterizer_cpu.py
+
+Speed: processor time (all threads together) of one forward and backward pass of 20,000 Gaussians with SH degree 3 at
+400x300, median of 15. Exactness: the largest error of image and gradients against the float64 reference of the tests,
+over SH degrees 0 to 3 and two backgrounds. Results: benchmarks/results/rasterizer-cpu.json.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "containers"), str(ROOT / "tests/containers")]
+
+from test_splat_raster import check, make_gaussians, make_view  # noqa: E402
+
+from splat.cameras import View  # noqa: E402
+from splat.model import Gaussians  # noqa: E402
+from splat.raster import Rasterizer, pack, zero_rows  # noqa: E402
+from train.engine_cpu import cpu_model  # noqa: E402
+
+RESULT = ROOT / "benchmarks/results/rasterizer-cpu.json"
+REPEATS = 15
+
+
+def main() -> None:
+    image_error, gradient_error = exactness()
+    report = {
+        "name": "rasterizer-cpu",
+        "date": date.today().isoformat(),
+        "machine": cpu_model(),
+        "versions": {"python": platform.python_version(), **{n: version(n) for n in ("numba", "llvmlite", "numpy")}},
+        "command": "python benchmarks/rasterizer_cpu.py",
+        "figures": {
+            "ms_cpu_20k_400x300": round(cpu_ms(20_000, 400, 300), 2),
+            "grad_rel_error_max": float(f"{gradient_error:.3g}"),
+            "image_abs_error_max": float(f"{image_error:.3g}"),
+        },
+    }
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+def cpu_ms(count: int, width: int, height: int) -> float:
+    """Median processor milliseconds of forward and backward: a box of Gaussians with radii of 0.5 to 4 pixels."""
+    rng = np.random.default_rng(0)
+    gaussians = Gaussians(
+        means=(rng.uniform(-1, 1, (count, 3)) * [1.6, 1.2, 1]).astype(np.float32),
+        log_scales=np.log(rng.uniform(0.005, 0.03, (count, 3))).astype(np.float32),
+        quats=rng.normal(size=(count, 4)).astype(np.float32),
+        opacity_logits=rng.uniform(-2, 3, count).astype(np.float32),
+        sh=(0.2 * rng.normal(size=(count, 16, 3))).astype(np.float32),
+    )
+    pose = np.eye(4)
+    pose[2, 3] = 3
+    view = View(
+        "box", width, height, np.array([[0.9 * width, 0, width / 2], [0, 0.9 * width, height / 2], [0, 0, 1]]), pose
+    )
+    rasterizer, rows = Rasterizer(), pack(gaussians)
+    grads = zero_rows(*rows.shape)
+    times = []
+    for _ in range(REPEATS + 2):
+        start = time.process_time()
+        image = rasterizer.forward_packed(rows, count, 3, view, (0, 0, 0))
+        rasterizer.backward_packed(np.ones_like(image), grads)
+        times.append(time.process_time() - start)
+    return 1000 * float(np.median(times[2:]))
+
+
+def exactness() -> tuple[float, float]:
+    """Largest absolute error of the image, largest relative L2 error of a gradient."""
+    image_errors, gradient_errors = [], []
+    for degree in range(4):
+        for background in ((0.0, 0.0, 0.0), (0.9, 0.3, 0.6)):
+            image, gradients, _ = check(make_gaussians(150, degree, degree), make_view(10 + degree), background)
+            image_errors.append(float(image))
+            gradient_errors.append(float(max(gradients.values())))
+    return max(image_errors), max(gradient_errors)
+
+
+if __name__ == "__main__":
+    main()
