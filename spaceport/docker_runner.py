@@ -19,7 +19,7 @@ from spaceport.job_runner import Exit, Handle, JobStart
 
 CLIENT_TIMEOUT_S = 60
 DEFAULT_IMAGES = "spaceport-{stage}:latest"
-OUT_OF_MEMORY_STATUS = 137
+LABEL = "spaceport.jobs"  # the folder whose jobs a container belongs to
 
 
 class DockerError(Exception):
@@ -78,6 +78,14 @@ class DockerRunner:
         ).start()
         return handle
 
+    def remove_leftovers(self, jobs_dir: Path) -> int:
+        """Kill the containers that an engine which was itself killed left working in ``jobs_dir``; returns how many."""
+        label = f"label={LABEL}={jobs_dir.resolve()}"
+        found = self._docker("ps", "--all", "--quiet", "--filter", label).stdout.split()
+        for container in found:
+            remove(self.client, container)
+        return len(found)
+
     def image(self, job: JobStart) -> str:
         """The local image for a job: its entry point is ``python3 -m STAGE``."""
         return self.images.format(stage=job.command[job.command.index("-m") + 1])
@@ -94,6 +102,7 @@ class DockerRunner:
         if limits.cpus:
             arguments += ["--cpus", str(limits.cpus)]
         arguments += ["--volume", f"{(job.folder / 'ml').resolve()}:/opt/ml"]
+        arguments += ["--label", f"{LABEL}={job.folder.parent.resolve()}"]
         for name, value in job.environment.items():
             arguments += ["--env", f"{name}={value}"]
         return [*arguments, "--entrypoint", job.command[0], image, *job.command[1:]]

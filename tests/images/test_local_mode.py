@@ -113,13 +113,19 @@ class LocalMode:
 
 
 @pytest.fixture
-def local_mode(engine: Engine, images: Callable[[str], str], tmp_path: Path) -> Iterator[LocalMode]:
+def local_mode(
+    engine: Engine,
+    images: Callable[[str], str],
+    good_run: Callable[[Stage], tuple[Ran, Path]],
+    tmp_path: Path,
+) -> Iterator[LocalMode]:
     if not (SDK / "bin" / "python").is_file():
         problem = f"the SageMaker SDK is not installed in {SDK}; `make images-test` does it"
         if os.environ.get("CI") == "true":
             pytest.fail(problem, pytrace=False)
         print(f"\n*** LOCAL MODE NOT TESTED: {problem} ***", file=sys.stderr)
         pytest.skip(f"LOCAL MODE NOT TESTED: {problem}")
+    good_run("train")  # before the server starts: both keep their buckets in moto's memory of this process
     tags = []
     for stage in STAGES:  # under the name of the request, so that nothing is pulled
         request = stage_request(stage, OPTIONS[stage])
@@ -160,9 +166,8 @@ def test_processing(
 def test_two_inputs(local_mode: LocalMode, good_run: Callable[[Stage], tuple[Ran, Path]]) -> None:
     """Compress, with the output and the report of it in S3."""
     provide(local_mode, good_run, "sfm", "train")
-    ended, output = local_mode.run(
-        "compress", without_continuous_upload(stage_request("compress", OPTIONS["compress"]))
-    )
+    request = stage_request("compress", OPTIONS["compress"])
+    ended, output = local_mode.run("compress", without_continuous_upload(request))
     assert ended == "Completed", output[-3000:]
     assert set(PROMISED["compress"]) <= set(local_mode.keys(f"work/{JOB}/compress/"))
 

