@@ -43,6 +43,7 @@ from tests.state_machine.pathproof.shapes import (
     join,
     of_json,
     repeated,
+    simplify,
     size,
     text,
     unknown,
@@ -113,7 +114,8 @@ class _Flow:
                     continue
                 old = entries.get(edge.target)
                 combine = join if visits[edge.target] < VISITS_BEFORE_WIDENING else widen
-                new = edge.shape if old is None else combine(old, edge.shape)
+                reached = simplify(edge.shape)
+                new = reached if old is None else combine(old, reached)
                 if new != old:
                     entries[edge.target] = new
                     visits[edge.target] += 1

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from spaceport.asl_choice import parse_timestamp
@@ -19,6 +20,7 @@ NUMBER_BYTES = 32  # the longest number that Step Functions itself writes
 WORST_BYTES_PER_CHARACTER = 6  # a control character is written as six bytes, \u0001
 WORST_QUOTED_TWICE = 7  # and as \\u0001 in a string that holds JSON
 MAX_DEPTH = 12
+MAX_NODES = 300  # an input that holds itself twice in a loop would double with every round
 
 Keys = tuple[str | int, ...]
 
@@ -76,6 +78,25 @@ class Shape:
     def only(self, name: str) -> bool:
         """Whether the value is surely of the type ``name``."""
         return self.types() == [name]
+
+    @cached_property
+    def nodes(self) -> int:
+        """How many shapes this one is made of."""
+        inside = [part.shape for part in self.object.fields.values()] if self.object else []
+        if self.array and self.array.items is not None:
+            inside.append(self.array.items)
+        return 1 + sum(part.nodes for part in inside)
+
+    @cached_property
+    def size_bytes(self) -> float:
+        """The most bytes the value can take."""
+        sizes: list[float] = [4 if self.null else 0, 5 if self.boolean else 0]
+        sizes += [part.size_bytes for part in (self.number, self.text, self.array) if part]
+        if self.object:
+            counted = [(name, part.shape) for name, part in self.object.fields.items() if part.counted]
+            named = sum(_json_bytes(name) + 2 + shape.size_bytes for name, shape in counted)
+            sizes.append(2 + named + self.object.rest_bytes)
+        return max(sizes)
 
 
 EMPTY_OBJECT = Shape(object=Object())
@@ -145,13 +166,7 @@ def _json_bytes(value: Any) -> int:
 
 def size(shape: Shape) -> float:
     """The most bytes the value can take."""
-    sizes: list[float] = [4 if shape.null else 0, 5 if shape.boolean else 0]
-    sizes += [part.size_bytes for part in (shape.number, shape.text, shape.array) if part]
-    if shape.object:
-        counted = [(name, part) for name, part in shape.object.fields.items() if part.counted]
-        named = sum(_json_bytes(name) + 2 + size(part.shape) for name, part in counted)
-        sizes.append(2 + named + shape.object.rest_bytes)
-    return max(sizes)
+    return shape.size_bytes
 
 
 def size_as_text(shape: Shape) -> float:
@@ -229,6 +244,26 @@ def _join_objects(one: Object | None, two: Object | None) -> Object | None:
         shape = join(here.shape, unknown(other.rest_bytes)) if other.rest_bytes else here.shape
         fields[name] = Field(shape, certain=False, counted=here.counted)
     return Object(fields, max(one.rest_bytes, two.rest_bytes))
+
+
+def simplify(shape: Shape) -> Shape:
+    """``shape``, with its most complicated parts forgotten where it is made of too many."""
+    if shape.nodes <= MAX_NODES:
+        return shape
+    return Shape(
+        shape.null,
+        shape.boolean,
+        shape.number,
+        shape.text,
+        replace(shape.array, items=None) if shape.array else None,
+        Object({name: _forgotten(part) for name, part in shape.object.fields.items()}, shape.object.rest_bytes)
+        if shape.object
+        else None,
+    )
+
+
+def _forgotten(part: Field) -> Field:
+    return replace(part, shape=unknown(size(part.shape))) if part.shape.nodes > MAX_NODES // 10 else part
 
 
 def widen(old: Shape, new: Shape, depth: int = 0) -> Shape:
