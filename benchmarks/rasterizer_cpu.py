@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "containers"), str(ROOT / "tests/containers")]
 
-from test_splat_raster import check, make_gaussians, make_view  # noqa: E402
+from test_splat_raster import check, make_gaussians, make_view  # type: ignore[import-not-found]  # noqa: E402
 
 from splat.cameras import View  # noqa: E402
 from splat.model import Gaussians  # noqa: E402

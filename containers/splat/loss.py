@@ -182,7 +182,7 @@ class PhotoLoss:
     def __call__(
         self, image: NDArray[np.float32], target: NDArray[np.uint8], width: int, height: int
     ) -> tuple[float, NDArray[np.float32]]:
-        """(loss, dL/dimage) of ``image`` [4, H16, W16] from the rasterizer and ``target`` [3, H16, W16] from ``to_planes``.
+        """(loss, dL/dimage): ``image`` [4, H16, W16] by the rasterizer, ``target`` [3, H16, W16] by ``to_planes``.
 
         Images with a side under 11 pixels are compared by L1 alone. The gradient is overwritten by the next call.
         """

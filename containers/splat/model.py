@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from plyfile import PlyData, PlyElement, PlyParseError
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]  # always float32 after construction
 
 SH_C0 = 0.28209479177387814  # Y_0^0 = 1 / (2 sqrt(pi)): colour = 0.5 + SH_C0 * f_dc
 MAX_SH_DEGREE = 3

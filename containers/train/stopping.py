@@ -11,7 +11,7 @@ CLOCK_VARIABLE = "SPACEPORT_TRAIN_CLOCK"  # "cpu": count processor time, for mea
 
 @dataclass
 class Plateau:
-    """Improvement ends when ``patience`` evaluations in a row bring less than ``delta_db`` over the best before them."""
+    """Improvement ends when ``patience`` evaluations in a row bring at most ``delta_db`` over the best before."""
 
     delta_db: float = 0.05
     patience: int = 4

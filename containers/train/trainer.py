@@ -21,6 +21,7 @@ from train.stopping import Clock, Plateau
 CHECKPOINT_EVERY_S = 20.0
 LOSS_CHECK_EVERY = 100  # steps
 EVALUATIONS = 10  # points of the curve
+STOP_EVALUATIONS = 20  # the same, when the stop rule is in use
 CURVE_PHOTOS = 8
 COOL_DOWN = 0.1  # of the time so far, after a plateau
 PLATEAU_LOSS_DB = 0.02  # a final model that is worse than the best by more than this is not used
@@ -58,6 +59,7 @@ class Trainer:
         self.at = Position()
         self.plateau = Plateau()
         self.threads = threads
+        self.evaluations = STOP_EVALUATIONS if data.validation else EVALUATIONS
         self._unchecked = 0  # steps since the last look at the loss
         self._best: tuple[float, Gaussians] | None = None
 
@@ -114,8 +116,8 @@ class Trainer:
             self._report(progress, elapsed_s)
             if self.at.iteration % LOSS_CHECK_EVERY == 0:
                 self._check_loss()
-            if progress * EVALUATIONS >= self.at.evaluated + 1:
-                self.at.evaluated = int(progress * EVALUATIONS)
+            if progress * self.evaluations >= self.at.evaluated + 1:
+                self.at.evaluated = int(progress * self.evaluations)
                 self._evaluate(progress)
             if time.monotonic() - self._saved_at >= CHECKPOINT_EVERY_S:
                 self.save()

@@ -96,7 +96,7 @@ def test_a_colmap_model_is_read_as_colmap_wrote_it(tmp_path):
     assert [view.name for view in scene.views] == ["a one.jpg", "b/two.jpg"]
     one, two = scene.views
     assert (one.width, one.height) == (640, 480)
-    assert np.array_equal(one.K, [[500, 0, 320.5], [0, 510, 239.5], [0, 0, 1]])
+    assert np.array_equal(one.K, np.array([[500, 0, 320.5], [0, 510, 239.5], [0, 0, 1]]))
     assert np.allclose(one.world_to_camera[:3, 3], [1, 2, 4]) and np.allclose(two.world_to_camera[:3, 3], [1, 2, 3])
     assert np.allclose(two.world_to_camera[:3, :3], rotation_matrix(np.array([0.9, 0.1, 0.2, 0.3])), atol=1e-12)
     order = np.argsort(scene.points_xyz[:, 1])

@@ -125,6 +125,11 @@ def make_gaussians(n, degree, seed):
     return Gaussians(means, np.log(scales), rng.normal(size=(n, 4)) * 1.7, logits, sh)
 
 
+def one_gaussian(mean, scale, logit, f_dc):
+    quat, sh = np.array([[1.0, 0, 0, 0]]), np.full((1, 1, 3), f_dc)
+    return Gaussians(np.array([mean], float), np.log(np.full((1, 3), scale)), quat, np.array([logit]), sh)
+
+
 def check(gaussians, view, background, threads=2):
     rng = np.random.default_rng(5)
     weight_rgb = rng.normal(size=(view.height, view.width, 3))
@@ -185,7 +190,7 @@ def test_gradient_of_gaussians_outside_the_clipped_field_of_view():
 def test_a_single_gaussian_has_its_opacity_at_its_centre():
     """The simplest case, by hand: on the optical axis alpha is the opacity and the colour is 0.5 + SH_C0 f_dc."""
     view = View("v", 33, 33, np.array([[40.0, 0, 16.5], [0, 40, 16.5], [0, 0, 1]]), np.eye(4))
-    gaussians = Gaussians([[0, 0, 2.0]], np.log([[0.1] * 3]), [[1, 0, 0, 0]], [0.0], np.full((1, 1, 3), 1.0))
+    gaussians = one_gaussian([0, 0, 2], 0.1, 0.0, 1.0)
     rgb, alpha = Rasterizer(1).forward(gaussians, view)
     assert alpha[16, 16] == pytest.approx(0.5, abs=1e-6)
     assert rgb[16, 16] == pytest.approx([0.5 * (0.5 + 0.28209479)] * 3, abs=1e-6)
@@ -195,7 +200,7 @@ def test_a_single_gaussian_has_its_opacity_at_its_centre():
 
 def test_nothing_in_view_is_background():
     view = make_view(seed=1)
-    behind = Gaussians([[0, 0, -50.0]], np.zeros((1, 3)), [[1, 0, 0, 0]], [3.0], np.zeros((1, 1, 3)))
+    behind = one_gaussian([0, 0, -50], 1.0, 3.0, 0.0)
     for gaussians in (behind, behind.select(np.array([], int))):
         rasterizer = Rasterizer(2)
         rgb, alpha = rasterizer.forward(gaussians, view, (0.1, 0.2, 0.3))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,7 +178,7 @@ def test_schedule_goes_from_coarse_to_fine():
 
 def make_scene(points, rgb=None):
     rgb = np.full((len(points), 3), 255, np.uint8) if rgb is None else rgb
-    return Scene(None, [], np.asarray(points, float), rgb)
+    return Scene(Path(), [], np.asarray(points, float), rgb)
 
 
 def test_initial_gaussians_are_as_wide_as_their_neighbourhood():
@@ -229,7 +230,9 @@ def test_an_engine_goes_on_exactly_from_its_state(tmp_path):
         one.step(0, 1, 1, rates)
     refine(one, np.random.default_rng(0), 0.2, grow=True)
     checkpoint.save(tmp_path, one.state(), {"note": 5})
-    state, note = checkpoint.load(tmp_path)
+    saved = checkpoint.load(tmp_path)
+    assert saved is not None
+    state, note = saved
     assert note["note"] == 5
     two.restore(state)
     for engine in (one, two):
