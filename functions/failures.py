@@ -15,6 +15,8 @@ REASON_LIMIT = 1024
 ADVICE = {
     "BAD_OPTION": "Correct job.json and upload it again.",
     "COST_LIMIT": "Raise max_cost_usd in job.json, or choose the preset draft.",
+    "COST_LIMIT_OF_SERVICE": "Upload fewer photos or choose the preset draft, or raise the parameter MaxUsdPerScene.",
+    "DAILY_COST_LIMIT": "Upload job.json again tomorrow (UTC), or raise the parameter MaxUsdPerDay.",
     "EXECUTION_ABORTED": "Upload job.json again to start a new job.",
     "EXECUTION_TIMED_OUT": "Upload job.json again; if it happens twice, tell whoever runs the service.",
     "IMAGE_BROKEN": "Whoever runs the service should build and push the container images again.",

@@ -162,6 +162,30 @@ def create_job(job_id: str, scene: str, bucket: str) -> None:
     _put(row, "attribute_not_exists(pk)")
 
 
+def reserve_cost(job_id: str, usd: float, limit_usd: float) -> bool:
+    """Count the job's estimate (USD) towards today's (UTC); False when the sum would pass the limit.
+
+    The row holds the jobs that it counts, so a repeated call counts once. A job that then fails stays counted: the
+    limit is for what may be spent, and the estimate is above what a job costs.
+    """
+    key = {"pk": f"DAY#{aws.timestamp()[:10]}"}
+    if usd > limit_usd:
+        return False
+    reserved = _update(
+        key,
+        "SET expires_at = :expires ADD reserved_usd :usd, job_ids :job",
+        {
+            ":expires": _expires(TASK_DAYS),
+            ":usd": _to_dynamo(usd),
+            ":job": {job_id},
+            ":job_id": job_id,
+            ":left": _to_dynamo(round(limit_usd - usd, 6)),
+        },
+        "attribute_not_exists(pk) OR (reserved_usd <= :left AND NOT contains(job_ids, :job_id))",
+    )
+    return reserved or job_id in (_get(key) or {}).get("job_ids", ())
+
+
 def mark_started(job_id: str, execution_arn: str) -> None:
     _update(job_key(job_id), "SET execution_arn = :arn", {":arn": execution_arn}, "attribute_exists(pk)")
 

@@ -11,7 +11,7 @@ import layout
 import prices
 from failures import failure, transient
 from options import JobOptions
-from settings import Settings, Stage
+from settings import Settings, Stage, StageSettings
 
 Row = dict[str, Any]
 # Limits of the API (CreateTrainingJob, CreateProcessingJob).
@@ -19,6 +19,7 @@ PROCESSING_VALUE_LIMIT = 256
 HYPERPARAMETER_LIMIT = 2500
 OPTION_PREFIX = "SPACEPORT_OPTION_"
 PROCESSING = "/opt/ml/processing"
+OWN_DISK = ("ml.g4dn.", "ml.g5.", "ml.g6.")  # machine families with local NVMe storage
 TRY_AGAIN = {
     "ResourceLimitExceeded": "QUOTA_EXCEEDED",
     "ThrottlingException": "NO_CAPACITY",
@@ -80,7 +81,7 @@ def _processing_request(stage: Stage, job: Row, name: str, settings: Settings) -
     options = stage_options(stage, job, settings)
     return {
         "ProcessingJobName": name,
-        "RoleArn": settings.stage_role_arn,
+        "RoleArn": machine.role_arn,
         "AppSpecification": {"ImageUri": machine.image_uri, "ContainerEntrypoint": _entrypoint(stage)},
         "Environment": {OPTION_PREFIX + option.upper(): value for option, value in options.items()},
         "ProcessingInputs": inputs,
@@ -88,15 +89,10 @@ def _processing_request(stage: Stage, job: Row, name: str, settings: Settings) -
             "Outputs": [
                 _processing_output("output", layout.output_prefix(job_id, stage, name), "EndOfJob", bucket),
                 _processing_output("progress", layout.progress_prefix(job_id, stage), "Continuous", bucket),
-            ]
+            ],
+            **_key("KmsKeyId", settings),
         },
-        "ProcessingResources": {
-            "ClusterConfig": {
-                "InstanceCount": 1,
-                "InstanceType": machine.instance_type,
-                "VolumeSizeInGB": machine.volume_gb,
-            }
-        },
+        "ProcessingResources": {"ClusterConfig": _cluster(machine, settings)},
         "StoppingCondition": {"MaxRuntimeInSeconds": machine.max_runtime_s},
         "NetworkConfig": {"EnableNetworkIsolation": True},
         "Tags": _tags(job, stage),
@@ -111,7 +107,7 @@ def _training_request(job: Row, name: str, settings: Settings) -> Row:
         stopping["MaxWaitTimeInSeconds"] = machine.max_runtime_s + settings.spot_wait_s
     return {
         "TrainingJobName": name,
-        "RoleArn": settings.stage_role_arn,
+        "RoleArn": machine.role_arn,
         "AlgorithmSpecification": {
             "TrainingImage": machine.image_uri,
             "TrainingInputMode": "File",
@@ -131,12 +127,12 @@ def _training_request(job: Row, name: str, settings: Settings) -> Row:
             }
         ],
         # SageMaker adds <job name>/output/model/; uncompressed, so that nobody has to unpack an archive.
-        "OutputDataConfig": {"S3OutputPath": layout.uri(bucket, f"work/{job_id}/train/"), "CompressionType": "NONE"},
-        "ResourceConfig": {
-            "InstanceCount": 1,
-            "InstanceType": machine.instance_type,
-            "VolumeSizeInGB": machine.volume_gb,
+        "OutputDataConfig": {
+            "S3OutputPath": layout.uri(bucket, f"work/{job_id}/train/"),
+            "CompressionType": "NONE",
+            **_key("KmsKeyId", settings),
         },
+        "ResourceConfig": _cluster(machine, settings),
         "StoppingCondition": stopping,
         "CheckpointConfig": {
             "S3Uri": layout.uri(bucket, layout.checkpoints_prefix(job_id)),
@@ -146,6 +142,17 @@ def _training_request(job: Row, name: str, settings: Settings) -> Row:
         "EnableNetworkIsolation": True,
         "Tags": _tags(job, "train"),
     }
+
+
+def _cluster(machine: StageSettings, settings: Settings) -> Row:
+    cluster = {"InstanceCount": 1, "InstanceType": machine.instance_type, "VolumeSizeInGB": machine.volume_gb}
+    # The disks of these machines encrypt themselves, and SageMaker refuses a key for them.
+    own_disk = machine.instance_type.startswith(OWN_DISK)
+    return cluster if own_disk else {**cluster, **_key("VolumeKmsKeyId", settings)}
+
+
+def _key(name: str, settings: Settings) -> dict[str, str]:
+    return {name: settings.kms_key_arn} if settings.kms_key_arn else {}
 
 
 def _output_of(job: Row, stage: str) -> str:

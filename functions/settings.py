@@ -21,6 +21,7 @@ class StageSettings:
     instance_type: str
     volume_gb: int
     max_runtime_s: int
+    role_arn: str
 
 
 class Settings(BaseModel):
@@ -35,7 +36,12 @@ class Settings(BaseModel):
     quiet_period_s: int
     min_photos: int
     max_photos: int
-    stage_role_arn: str
+    max_usd_per_scene: float
+    max_usd_per_day: float
+    sfm_role_arn: str
+    train_role_arn: str
+    compress_role_arn: str
+    kms_key_arn: str  # empty: keys that AWS manages
     sfm_image_uri: str
     train_image_uri: str
     compress_image_uri: str
@@ -60,6 +66,7 @@ class Settings(BaseModel):
             instance_type=getattr(self, f"{stage}_instance_type"),
             volume_gb=getattr(self, f"{stage}_volume_gb"),
             max_runtime_s=getattr(self, f"{stage}_max_runtime_s"),
+            role_arn=getattr(self, f"{stage}_role_arn"),
         )
 
 

@@ -38,11 +38,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     else:
         checked = reuse(options, bucket, scene)
     estimate = prices.estimate(settings(), options, checked["photos"])
-    if options.max_cost_usd is not None and estimate.usd > options.max_cost_usd:
-        raise failure(
-            "COST_LIMIT",
-            f"The job would cost about {estimate.usd:.2f} USD; job.json allows {options.max_cost_usd:.2f} USD",
-        )
+    check_cost(job_id, options, estimate.usd)
     jobs.set_checked(job_id, {**checked, "estimated_usd": estimate.usd, "estimated_s": estimate.seconds})
     metrics.add_metric("PhotosAccepted", MetricUnit.Count, checked["photos"])
     logger.info("job checked", extra={"job_id": job_id, "photos": checked["photos"], "estimated_usd": estimate.usd})
@@ -117,6 +113,24 @@ def reuse(options: JobOptions, bucket: str, scene: str) -> dict[str, Any]:
             )
         taken[stage] = {**result, "cost_usd": 0, "reused_from": options.reuse_job}
     return {"photos": other.get("photos", 0), "rejected": other.get("rejected", 0), "results": taken}
+
+
+def check_cost(job_id: str, options: JobOptions, estimated_usd: float) -> None:
+    """Refuse what would cost more than job.json, the installation or the rest of the day (UTC) allows."""
+    own, service = options.max_cost_usd, settings().max_usd_per_scene
+    if own is not None and own <= service and estimated_usd > own:
+        raise failure("COST_LIMIT", f"The job would cost about {estimated_usd:.2f} USD; job.json allows {own:.2f} USD")
+    if estimated_usd > service:
+        raise failure(
+            "COST_LIMIT_OF_SERVICE",
+            f"The job would cost about {estimated_usd:.2f} USD; this service allows {service:.2f} USD per scene",
+        )
+    limit = settings().max_usd_per_day
+    if not jobs.reserve_cost(job_id, estimated_usd, limit):
+        raise failure(
+            "DAILY_COST_LIMIT",
+            f"The job would cost about {estimated_usd:.2f} USD, and the jobs of today may cost {limit:.2f} USD in all",
+        )
 
 
 def put_json(bucket: str, key: str, value: Any) -> None:

@@ -37,6 +37,7 @@ WITHOUT_EFFECT = (
     "AWS::ResourceGroups::",
     "AWS::ServiceCatalogAppRegistry::",
     "AWS::CloudFront::",
+    "AWS::CodeBuild::",
 )
 
 
