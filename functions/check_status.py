@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 from aws_lambda_powertools.metrics import MetricUnit
@@ -20,11 +21,12 @@ import layout
 import prices
 import sagemaker_jobs
 from failures import TRANSIENT
-from settings import settings
-from telemetry import logger, metrics, tracer
+from settings import Stage, settings
+from telemetry import count_by, logger, metrics, tracer
 from verdicts import Verdict, judge
 
 NOBODY_WAITS = ("TaskTimedOut", "InvalidToken", "TaskDoesNotExist")
+EVENT_GRACE_S = 120  # a job that ended longer ago than this and is still open has lost its event
 CREATION_S = 600  # a task older than this whose job does not exist will never have one
 SWEEP_THREADS = 8  # SageMaker allows about ten descriptions a second
 
@@ -59,7 +61,7 @@ def sweep() -> dict[str, Any]:
     done: dict[str, str] = {}
     errors: list[str] = []
     with ThreadPoolExecutor(max_workers=SWEEP_THREADS) as pool:
-        for name, task in [(name, pool.submit(check, name)) for name in names]:
+        for name, task in [(name, pool.submit(check, name, swept=True)) for name in names]:
             try:
                 done[name] = task.result()
             except (ClientError, BotoCoreError) as error:
@@ -69,7 +71,7 @@ def sweep() -> dict[str, Any]:
     return {"checked": done}
 
 
-def check(name: str) -> str:
+def check(name: str, swept: bool = False) -> str:
     """Bring one task up to date; returns what was done, for the log."""
     task = jobs.get_task(name)
     if task is None:
@@ -85,7 +87,27 @@ def check(name: str) -> str:
         )
         return finish(name, task, lost)
     verdict = judge(description)
-    return heartbeat(name, task) if verdict.status == "running" else finish(name, task, verdict)
+    if verdict.status == "running":
+        report_time(task["stage"], age_s(description, "Start"))
+        return heartbeat(name, task)
+    if swept and age_s(description, "End") > EVENT_GRACE_S:
+        metrics.add_metric("LostEvents", MetricUnit.Count, 1)
+        logger.warning("the sweep found a job whose event never came", extra={"job_name": name})
+    report_time(task["stage"], verdict.seconds)
+    count_by("stage", task["stage"], "StageSeconds", MetricUnit.Seconds, verdict.seconds)
+    return finish(name, task, verdict)
+
+
+def age_s(description: dict[str, Any], moment: str) -> float:
+    """Seconds since the job's ``Start`` or ``End``; 0 when that has not come."""
+    at = description.get(f"Training{moment}Time") or description.get(f"Processing{moment}Time")
+    return max(0.0, aws.now() - at.timestamp()) if isinstance(at, datetime) else 0.0
+
+
+def report_time(stage: Stage, seconds: float) -> None:
+    """How much of its maximum run time the stage has used, for the alarm that comes before SageMaker stops it."""
+    percent = 100 * seconds / settings().stage(stage).max_runtime_s
+    count_by("stage", stage, "StageLimitPercent", MetricUnit.Percent, percent)
 
 
 def heartbeat(name: str, task: dict[str, Any]) -> str:

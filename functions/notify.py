@@ -18,7 +18,7 @@ import results
 import sagemaker_jobs
 from failures import Failure
 from settings import settings
-from telemetry import logger, metrics, tracer
+from telemetry import count_by, logger, metrics, tracer
 
 EVENT_SOURCE = "spaceport"  # the role may put events of this source alone
 ENDED_FROM_OUTSIDE = {
@@ -99,9 +99,11 @@ def tell_once(job_id: str) -> dict[str, Any]:
         raise failures.transient("MESSAGE_BUSY", f"Another call is sending the message of job {job_id}")
     if claim == "sent":
         return {"status": job["status"], "message": "sent before"}
+    report: dict[str, Any] = {}
     try:
         if job["status"] == "SUCCEEDED":
-            message = mails.succeeded(job, job["result_url"], results.read_report(job), job["cost_usd"])
+            report = results.read_report(job)
+            message = mails.succeeded(job, job["result_url"], report, job["cost_usd"])
         else:
             message = mails.failed(job, failure_of(job, {}))
         channel = mails.send(message, (job.get("options") or {}).get("email"))
@@ -109,19 +111,31 @@ def tell_once(job_id: str) -> dict[str, Any]:
         jobs.release_message(job_id)
         raise
     jobs.mark_message_sent(job_id)
+    measure(job, report)
     announce(job)
     return {"status": job["status"], "message": channel}
 
 
-def announce(job: dict[str, Any]) -> None:
-    """One event on the bus for other systems, and the metrics behind the alarms."""
+def measure(job: dict[str, Any], report: dict[str, Any]) -> None:
+    """The metrics behind the dashboard and the alarm on spending; a failed job has cost what its stages cost."""
     succeeded = job["status"] == "SUCCEEDED"
     metrics.add_metric("JobsSucceeded" if succeeded else "JobsFailed", MetricUnit.Count, 1)
-    metrics.add_metric("CostUsd", MetricUnit.NoUnit, float(job.get("cost_usd", 0)))
+    spent = sum(float(result["cost_usd"]) for result in (job.get("results") or {}).values())
+    metrics.add_metric("CostUsd", MetricUnit.NoUnit, float(job.get("cost_usd", spent)))
+    training = report.get("training")
+    psnr = training.get("psnr") if isinstance(training, dict) else None
+    if isinstance(psnr, int | float):
+        metrics.add_metric("PsnrDb", MetricUnit.NoUnit, psnr)
+    if not succeeded:
+        count_by("code", failure_of(job, {}).code, "Failures", MetricUnit.Count, 1)
+
+
+def announce(job: dict[str, Any]) -> None:
+    """One event on the bus for other systems."""
     detail = {
         name: job[name] for name in ("job_id", "scene", "status", "failure", "result_url", "cost_usd") if name in job
     }
-    kind = "SceneSucceeded" if succeeded else "SceneFailed"
+    kind = "SceneSucceeded" if job["status"] == "SUCCEEDED" else "SceneFailed"
     try:
         answer = aws.events().put_events(
             Entries=[{"Source": EVENT_SOURCE, "DetailType": kind, "Detail": json.dumps(detail)}]
