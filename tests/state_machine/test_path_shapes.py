@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ from tests.state_machine.pathproof import shapes
 from tests.state_machine.pathproof.choices import branch
 from tests.state_machine.pathproof.expressions import Env, expression, whole_number
 from tests.state_machine.pathproof.shapes import Shape, contains, join, of_json, unknown, widen
-from tests.state_machine.test_path_soundness import INTRINSICS, PATHS, rules, scalars
+from tests.state_machine.test_path_soundness import INTRINSICS, PATHS, SCALARS, TESTS, rules, scalars
 
 EXAMPLES = int(os.environ.get("SPACEPORT_PROOF_EXAMPLES", "400"))
 often = settings(
@@ -27,7 +28,17 @@ often = settings(
 lists = st.lists(st.integers(-2, 4), min_size=1, max_size=3)
 inner = st.one_of(scalars, lists, st.dictionaries(st.sampled_from("ab"), st.one_of(scalars, lists), max_size=2))
 inputs = st.dictionaries(st.sampled_from("abrne"), inner, max_size=4)
-whole_values = st.one_of(inputs, inner)
+numbers = st.sampled_from([0, 1, 3, -1, 0.5, 2.5, 2**31 - 1])
+typical = st.fixed_dictionaries(
+    {
+        "a": numbers,
+        "b": st.fixed_dictionaries({"a": st.sampled_from(["", "x", "a,b"]), "b": lists}),
+        "r": st.one_of(scalars, st.fixed_dictionaries({"a": scalars})),
+        "e": st.one_of(scalars, st.fixed_dictionaries({"Error": st.just("Boom")}, optional={"Cause": st.just("x")})),
+        "n": numbers,
+    }
+)
+whole_values = st.one_of(typical, typical, inputs, inner)
 
 
 @st.composite
@@ -101,6 +112,20 @@ def test_a_choice_rule_keeps_to_its_branch(known, rule):
         assert problems
         return
     assert contains(branches.holds if holds else branches.fails, concrete)
+
+
+@pytest.mark.parametrize("test", TESTS, ids=str)
+@pytest.mark.parametrize("value", SCALARS, ids=repr)
+def test_each_comparison_keeps_each_value_on_its_side(test, value):
+    operand, concrete = {"a": of_json(1)}, {"a": 1, "r": value}
+    known = shapes.closed_object({**operand, "r": unknown(100)})
+    for rule in ({"Variable": "$.r", **test}, {"Not": {"Variable": "$.r", **test}}):
+        env, problems = env_of(known)
+        branches = branch(env, "here", rule)
+        compiled = compile_rule({**rule, "Next": "S"}, lambda field, reason: None)
+        assert compiled is not None and not problems
+        holds = compiled(concrete, scope)
+        assert contains(branches.holds if holds else branches.fails, concrete)
 
 
 @often
