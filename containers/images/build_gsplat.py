@@ -1,8 +1,8 @@
 """Compile gsplat's CUDA extension ahead of time, from the sources in its wheel, to ``gsplat/csrc.so``.
 
 gsplat imports that module if it is there, and otherwise compiles at run time, which the images neither can nor should.
-The flags are gsplat's own (gsplat/cuda/_backend.py, version 1.5.3). The CUDA compiler and headers come from NVIDIA's
-wheels, so that no CUDA base image is needed; no GPU is needed either. Environment: TORCH_CUDA_ARCH_LIST, MAX_JOBS.
+The flags are gsplat's own (gsplat/cuda/_backend.py, version 1.5.3). No GPU is needed. Environment: CUDA_HOME, a toolkit
+of torch's own CUDA release; TORCH_CUDA_ARCH_LIST; MAX_JOBS.
 """
 
 from __future__ import annotations
@@ -24,40 +24,6 @@ def package_folder(name: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         sys.exit(f"error: the package {name} is not installed for {sys.executable}")
     return Path(next(iter(spec.submodule_search_locations)))
-
-
-def assemble_toolkit(target: Path) -> None:
-    """Link what NVIDIA's wheels hold, each in a folder of its own, to the layout of one CUDA toolkit."""
-    roots = sorted({Path(place) / "nvidia" for place in sys.path if (Path(place) / "nvidia").is_dir()})
-    compilers = [root / "cuda_nvcc" for root in roots if (root / "cuda_nvcc/bin/nvcc").is_file()]
-    if not compilers:
-        sys.exit(
-            f"error: there is no cuda_nvcc/bin/nvcc in {[str(root) for root in roots]}; install nvidia-cuda-nvcc-cu12"
-        )
-    # nvcc finds its parts relative to itself, so the compiler is copied and not linked.
-    shutil.copytree(compilers[0], target, dirs_exist_ok=True)
-    for tool in (target / "bin").iterdir():
-        tool.chmod(0o755)
-    for tool in (target / "nvvm/bin").iterdir():
-        tool.chmod(0o755)
-    for root in roots:
-        for source in [*root.glob("*/include/*"), *root.glob("*/lib/*.so*"), *root.glob("*/lib/*.a")]:
-            place = target / ("include" if source.parent.name == "include" else "lib64")
-            link_tree(source, place / source.name)
-    for library in (target / "lib64").glob("lib*.so.*"):
-        plain = library.with_name(library.name.partition(".so")[0] + ".so")
-        if not plain.exists():
-            plain.symlink_to(library.name)
-
-
-def link_tree(source: Path, target: Path) -> None:
-    """Link a file, or merge a folder: two wheels may have the same folder of headers."""
-    if source.is_dir():
-        for entry in source.iterdir():
-            link_tree(entry, target / entry.name)
-    elif not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(source)
 
 
 def compile_extension(gsplat: Path, work: Path) -> Path:
@@ -89,9 +55,6 @@ def strip_sources(gsplat: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--toolkit", type=Path, help="make a CUDA toolkit here from NVIDIA's wheels; else $CUDA_HOME is used"
-    )
     parser.add_argument("--out", type=Path, help="where csrc.so goes; else into the installed gsplat")
     parser.add_argument("--strip-sources", action="store_true", help="remove gsplat's sources afterwards")
     arguments = parser.parse_args()
@@ -99,10 +62,9 @@ def main() -> None:
         sys.exit('error: set TORCH_CUDA_ARCH_LIST, such as "7.5;8.6;9.0": a builder has no GPU to ask')
     if not os.environ.get("MAX_JOBS"):
         os.environ.pop("MAX_JOBS", None)  # empty is not a number
-    if arguments.toolkit:
-        assemble_toolkit(arguments.toolkit)
-        os.environ["CUDA_HOME"] = str(arguments.toolkit)
-        os.environ["PATH"] = f"{arguments.toolkit / 'bin'}:{os.environ['PATH']}"
+    nvcc = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvcc"
+    if not nvcc.is_file():
+        sys.exit(f"error: there is no CUDA compiler {nvcc}; set CUDA_HOME")
     # ninja is a console script of this environment
     os.environ["PATH"] = f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
     gsplat = package_folder("gsplat")

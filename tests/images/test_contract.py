@@ -130,7 +130,12 @@ def failed_with_reason(ran: Ran, code: str | None = None) -> None:
     assert ran.outputs == [] and ran.stored == []
 
 
-MAY_FINISH = [("compress", "Drawing")]
+# Long enough that each phase is seen.
+UNHURRIED: dict[Stage, dict[str, Any]] = {
+    "sfm": {"preset": "draft", "max_image_long_side": 1600},
+    "train": LONG_TRAINING,
+    "compress": OPTIONS["compress"],
+}
 PHASES = [
     ("sfm", "Finding features"),
     ("sfm", "Comparing photos"),
@@ -138,7 +143,6 @@ PHASES = [
     ("train", "Loading photos"),
     ("train", "Training"),
     ("compress", "Compressing"),
-    ("compress", "Drawing"),
 ]
 
 
@@ -146,18 +150,15 @@ PHASES = [
 def test_stop(stage: Stage, phase: str, player: Player, photos: list[Path], good_run: Any, figures: Figures) -> None:
     """SIGTERM in each phase: the program ends in time, says so by 143, and has written no half result."""
     provide(player, stage, photos, good_run)
-    options = LONG_TRAINING if stage == "train" else OPTIONS[stage]
+    options = UNHURRIED[stage]
     ran = player.run(stage, options, stop_when=lambda progress: progress["message"].startswith(phase))
     assert ran.stop_seconds is not None, f"the phase {phase!r} was never seen: {ran.progress}"
     figures.add(stage, f"SIGTERM while “{phase}”", ran.exit_status, "stopped", ran.stop_seconds)
     assert ran.stop_seconds < STOP_LIMIT_S
     assert (ran.verdict.status, ran.verdict.code) == ("failed", "STAGE_STOPPED")
     assert ran.stored == [] and ran.message == ""
-    if ran.exit_status == 0:  # the last step may be finished instead, as it is short
-        assert (stage, phase) in MAY_FINISH and set(PROMISED[stage]) <= set(ran.outputs)
-    else:
-        assert ran.exit_status == 143, ran.log[-3000:]
-        assert ran.events("stopped")
+    assert ran.exit_status == 143, ran.log[-3000:]
+    assert ran.events("stopped")
 
 
 @pytest.mark.xfail(
@@ -193,9 +194,9 @@ def test_training_resumes(player: Player, photos: list[Path], good_run: Any, fig
 @pytest.mark.parametrize("stage", STAGES)
 def test_out_of_memory(stage: Stage, player: Player, photos: list[Path], good_run: Any, figures: Figures) -> None:
     provide(player, stage, photos, good_run)
-    ran = player.run(stage, OPTIONS[stage], limits=Limits(memory_bytes=100 << 20))
+    ran = player.run(stage, OPTIONS[stage], limits=Limits(memory_bytes=48 << 20))
     text = ran.message or f"(none: killed) → {ran.verdict.code}: {ran.verdict.reason}"
-    figures.add(stage, "memory limit of 100 MiB", ran.exit_status, text, ran.seconds)
+    figures.add(stage, "memory limit of 48 MiB", ran.exit_status, text, ran.seconds)
     assert ran.exit_status == 137 or ran.message.startswith("OUT_OF_MEMORY"), ran.log[-3000:]
     assert (ran.verdict.status, ran.verdict.code) == ("failed", "OUT_OF_MEMORY")
     assert ran.stored == []
