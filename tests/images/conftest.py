@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -50,8 +51,11 @@ def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
 
 
 @pytest.fixture(scope="session")
-def base(engine: Engine) -> str:
-    return base_image(engine)
+def base(engine: Engine, figures: Figures) -> str:
+    started = time.monotonic()
+    name = base_image(engine)
+    figures.base = f"`{name}`, had in {time.monotonic() - started:.1f} s"
+    return name
 
 
 @pytest.fixture(scope="session")
@@ -62,8 +66,7 @@ def images(engine: Engine, base: str, figures: Figures) -> Callable[[str], str]:
     def get(stage: str) -> str:
         if stage not in built:
             tag = IMAGES.format(stage=stage)
-            no_cache = os.environ.get("SPACEPORT_IMAGES_COLD") == "1"
-            built[stage] = build(engine, stage, tag, base, no_cache=no_cache)
+            built[stage] = build(engine, stage, tag, base)
             figures.builds[stage] = (built[stage], build(engine, stage, tag, base))
         return built[stage].tag
 
