@@ -88,7 +88,7 @@ class Values:
                 raise StateError(RUNTIME, f"The wait state '{state.name}' has no timestamp but '{quote(text)}'")
             return moment.timestamp()
         seconds = state.seconds.find(data, scope) if isinstance(state.seconds, Path) else state.seconds
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= MAX_SECONDS:
+        if isinstance(seconds, bool) or not isinstance(seconds, int) or not 0 <= seconds <= MAX_SECONDS:
             raise StateError(RUNTIME, f"The wait state '{state.name}' cannot wait '{quote(seconds)}' seconds")
         return frame.entered_at + seconds
 

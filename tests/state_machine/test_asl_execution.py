@@ -377,7 +377,7 @@ def test_wait_states_and_a_day_in_no_time():
     assert bench.output == {"s": 10, "t": "2026-01-02T02:00:00Z"}
 
 
-@pytest.mark.parametrize("data", [{"s": -1}, {"s": "1"}, {"s": True}, {}])
+@pytest.mark.parametrize("data", [{"s": -1}, {"s": "1"}, {"s": 0.5}, {"s": True}, {}])
 def test_wait_that_cannot(data):
     assert (
         run({"A": {"Type": "Wait", "SecondsPath": "$.s", "End": True}}, data=data).answer["error"] == "States.Runtime"

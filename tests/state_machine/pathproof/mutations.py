@@ -243,7 +243,7 @@ MUTATIONS = [
     Mutation(
         "guard_is_turned_round",
         guards("UploadComplete?", 1, lambda tests: {"And": tests}, "Not"),
-        Expected("path", "QuietPeriod", "$.settle.wait_s"),
+        Expected("path", "WholeSeconds", "$.settle.wait_s"),
     ),
     Mutation(
         "guard_of_the_type_removed",
