@@ -1,0 +1,395 @@
+"""The faults: where each can strike, and the plan that makes it strike there. One source for the table and the seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tests.state_machine.simulator.plan import STAGE_OF, STAGES, Act, Delivery, Fate, Fault, Plan
+
+ALWAYS = 99
+KIB = 1024
+# The functions that events call, by the rule that calls them: rows of the table beside the states.
+EVENT_CALLS = {
+    "object created": "IngestFunctionObjectCreated",
+    "processing job changed": "CheckStatusFunctionProcessingJobChanged",
+    "training job changed": "CheckStatusFunctionTrainingJobChanged",
+    "sweep of tasks": "CheckStatusFunctionSweep",
+    "sweep of jobs": "NotifyFunctionSweep",
+    "execution ended": "NotifyFunctionExecutionEnded",
+}
+SYNCHRONOUS = ("Settle", "Validate", "SfM", "Train", "Compress", "Notify", "NotifyFailure")
+DIRECT = ("RecordFailure", "FailUnlessDone")  # DynamoDB without a function
+BAD_STAGE = Fate(status="Failed", more={"ExitMessage": "TOO_FEW_PHOTOS: Too few. Take more."}, code="TOO_FEW_PHOTOS")
+
+
+@dataclass
+class Parts:
+    """What a fault adds to a plan."""
+
+    faults: tuple[Fault, ...] = ()
+    fates: dict[tuple[str, int], Fate] = field(default_factory=dict)
+    acts: tuple[Act, ...] = ()
+    deliveries: dict[tuple[str, int], Delivery] = field(default_factory=dict)
+    lost_sweeps: tuple[float, float] = (0, 0)
+    timeout_s: int | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """``parts(state)`` yields the variants of the fault there; ``reason(state)`` says why it cannot happen there."""
+
+    name: str
+    parts: Callable[[str], Iterator[Parts]]
+    reason: Callable[[str], str]
+    alone: bool = False  # not combined with others in random schedules
+
+
+def plan_of(state: str, *parts: Parts) -> Plan:
+    """A plan in which ``state`` is reached and all parts happen."""
+    plan = Plan()
+    for part in (way_to(state), *parts):
+        plan = replace(
+            plan,
+            faults=plan.faults + part.faults,
+            fates={**plan.fates, **part.fates},
+            acts=plan.acts + part.acts,
+            deliveries={**plan.deliveries, **part.deliveries},
+            lost_sweeps=part.lost_sweeps if part.lost_sweeps[1] else plan.lost_sweeps,
+            timeout_s=part.timeout_s or plan.timeout_s,
+        )
+    return plan
+
+
+def way_to(state: str) -> Parts:
+    """What must go wrong so that an execution comes to a state of the failure route."""
+    if state in ("RecordFailure", "NotifyFailure", "Failed", "execution ended"):
+        return Parts(fates={("sfm", 0): BAD_STAGE})
+    if state == "MalformedAnswer":
+        return Parts((Fault("Validate", "answer", value={}, code="INTERNAL_ERROR"),))
+    if state == "FailUnlessDone":
+        return Parts(fates={("compress", 0): Fate(files=False, code="OUTPUT_MISSING")})
+    return Parts()
+
+
+# ---- calls of functions
+
+
+def _where(state: str) -> str:
+    return EVENT_CALLS.get(state, state)
+
+
+def _calls_function(state: str) -> str:
+    if state in SYNCHRONOUS or state in EVENT_CALLS:
+        return ""
+    return "the state calls DynamoDB itself, no function" if state in DIRECT else "the state calls nothing"
+
+
+def _fatal(state: str, code: str) -> str:
+    """The code that a lost call makes the job fail with; empty where something else still does the work."""
+    return "" if state in EVENT_CALLS or state in ("NotifyFailure", "RecordFailure") else code
+
+
+def _error(name: str, count: int, code: str = "") -> Callable[[str], Iterator[Parts]]:
+    def parts(state: str) -> Iterator[Parts]:
+        fatal = _fatal(state, code) if count == ALWAYS or code == "INTERNAL_ERROR" else ""
+        struck = 3 if state in EVENT_CALLS and count == ALWAYS else count
+        yield Parts((Fault(_where(state), "error", name, count=struck, code=fatal),))
+
+    return parts
+
+
+def _direct_error(name: str, count: int) -> Callable[[str], Iterator[Parts]]:
+    def parts(state: str) -> Iterator[Parts]:
+        yield Parts((Fault(state, "error", name, count=count),))
+
+    return parts
+
+
+def _crashes(after: bool, name: str) -> Callable[[str], Iterator[Parts]]:
+    def parts(state: str) -> Iterator[Parts]:
+        for at in range(1, 13):
+            yield Parts((Fault(_where(state), "crash", name, at=at, after=after),))
+
+    return parts
+
+
+def _at_the_end(state: str) -> Iterator[Parts]:
+    yield Parts((Fault(_where(state), "crash", "Sandbox.Timedout", at=0),))
+
+
+def _service(name: str) -> Callable[[str], Iterator[Parts]]:
+    def parts(state: str) -> Iterator[Parts]:
+        for at in range(1, 13):
+            yield Parts((Fault(_where(state), "service", name, at=at),))
+
+    return parts
+
+
+def _pauses(state: str) -> Iterator[Parts]:
+    for at in range(1, 13):
+        yield Parts((Fault(_where(state), "pause", at=at, seconds=45),))
+
+
+def _silence(state: str) -> Iterator[Parts]:
+    code = "" if state in (*STAGE_OF, "Notify") else _fatal(state, "STAGE_TIMEOUT")
+    yield Parts((Fault(_where(state), "silence", code=code),))
+
+
+MALFORMED: tuple[Any, ...] = (
+    None, [], "yes", 7, {}, {"complete": "true"}, {"complete": None, "wait_s": "7"}, {"complete": False, "wait_s": 0},
+    {"complete": False, "wait_s": -1}, {"complete": False, "wait_s": 1e9}, {"complete": False, "wait_s": 0.5},
+    {"start_at": 5}, {"start_at": "publish"}, {"start_at": ["sfm"]},
+)  # fmt: skip
+
+
+def _malformed(state: str) -> Iterator[Parts]:
+    fatal = "INTERNAL_ERROR" if state in ("Settle", "Validate") else ""
+    for value in MALFORMED:
+        yield Parts((Fault(_where(state), "answer", value=value, code=fatal),))
+
+
+def _too_large(state: str) -> Iterator[Parts]:
+    fatal = "INTERNAL_ERROR" if state in ("Settle", "Validate") else ""
+    yield Parts((Fault(_where(state), "answer", value={"text": "x" * 300 * KIB}, code=fatal),))
+
+
+def _answer_is_read(state: str) -> str:
+    if state in EVENT_CALLS:
+        return "nobody reads the answer of an asynchronous call"
+    return _calls_function(state)
+
+
+# ---- stages
+
+
+def _is_stage(state: str) -> str:
+    if state in EVENT_CALLS:
+        return "an event starts no stage; see the stages' rows"
+    return "" if state in STAGE_OF else "no SageMaker job is started and no token is given out in this state"
+
+
+def _is_training(state: str) -> str:
+    if state in ("SfM", "Compress"):
+        return "processing jobs run on machines that are not taken away"
+    return _is_stage(state)
+
+
+def _fate(*fates: Fate) -> Callable[[str], Iterator[Parts]]:
+    """The attempts 0, 1, ... of the stage meet ``fates``."""
+
+    def parts(state: str) -> Iterator[Parts]:
+        yield Parts(fates={(STAGE_OF[state], attempt): fate for attempt, fate in enumerate(fates)})
+
+    return parts
+
+
+def _failed(reason: str, code: str = "") -> Callable[[str], Iterator[Parts]]:
+    def parts(state: str) -> Iterator[Parts]:
+        if state == "Train":
+            more: dict[str, Any] = {"FailureReason": f"AlgorithmError: {reason}, exit code: 1"}
+        else:
+            more = {"FailureReason": "AlgorithmError: See job logs for more information", "ExitMessage": reason}
+        yield Parts(fates={(STAGE_OF[state], 0): Fate(status="Failed", more=more, code=code)})
+
+    return parts
+
+
+def _service_failed(reason: str, code: str, count: int = 1) -> Callable[[str], Iterator[Parts]]:
+    def parts(state: str) -> Iterator[Parts]:
+        fate = Fate(status="Failed", more={"FailureReason": reason}, code=code, seconds=120)
+        yield Parts(fates={(STAGE_OF[state], attempt): fate for attempt in range(count)})
+
+    return parts
+
+
+def _max_runtime(state: str) -> Iterator[Parts]:
+    limit_s = {"sfm": 14400, "train": 14400, "compress": 3600}[STAGE_OF[state]]
+    more = {"SecondaryStatus": "MaxRuntimeExceeded"} if state == "Train" else {}
+    yield Parts(fates={(STAGE_OF[state], 0): Fate(limit_s, "Stopped", more, code="STAGE_TIMEOUT")})
+
+
+def _token(kind: str, code: str, **values: Any) -> Callable[[str], Iterator[Parts]]:
+    def parts(state: str) -> Iterator[Parts]:
+        yield Parts(acts=(Act(state, kind, 200, values=values, code=code),))
+
+    return parts
+
+
+def _no_sweeps(state: str) -> Iterator[Parts]:
+    fate = Fate(5 * 3600, code="")
+    yield Parts(fates={(STAGE_OF[state], 0): fate}, lost_sweeps=(0, 6 * 3600))
+
+
+def _refused(code: str, message: str, fatal: str, count: int) -> Callable[[str], Iterator[Parts]]:
+    fates = (Fate(refusal=(code, message), code=fatal),) * count
+    return _fate(*fates)
+
+
+# ---- events
+
+
+def _deliver(kind: str, *delays_s: float) -> Callable[[str], Iterator[Parts]]:
+    """All events of a stage's jobs are delivered like this."""
+
+    def parts(state: str) -> Iterator[Parts]:
+        yield Parts(deliveries={(kind, number): Delivery(delays_s) for number in range(30)})
+
+    return parts
+
+
+def _wrong_order(state: str) -> Iterator[Parts]:
+    """Each event comes after the one that follows it."""
+    yield Parts(deliveries={("job", number): Delivery((700.0,) if number % 2 == 0 else (1.0,)) for number in range(30)})
+
+
+def _act(kind: str, delay_s: float = 1, **values: Any) -> Callable[[str], Iterator[Parts]]:
+    def parts(state: str) -> Iterator[Parts]:
+        yield Parts(acts=(Act(state, kind, delay_s, values=values),))
+
+    return parts
+
+
+def _late_event(state: str) -> Iterator[Parts]:
+    """The events of the stage's job come hours after everything is over."""
+    yield Parts(deliveries={("job", number): Delivery((1.0, 50_000.0)) for number in range(30)})
+
+
+# ---- the execution from outside
+
+
+def _is_state(state: str) -> str:
+    if state in EVENT_CALLS:
+        return "it belongs to no state of an execution; see the states' rows"
+    if state in ("Succeeded", "Failed"):
+        return "the execution ends in the moment in which it comes here"
+    return ""
+
+
+def _aborted(state: str) -> Iterator[Parts]:
+    """While the state's function is at work (a pause of 20 s at each of its calls), or just after it was entered."""
+    if state in SYNCHRONOUS:
+        for at in range(1, 13):
+            pause = Fault(state, "pause", at=at, seconds=20)
+            yield Parts((pause,), acts=(Act(state, "abort", 10),))
+    yield Parts(acts=(Act(state, "abort", 0),))
+    yield Parts(acts=(Act(state, "abort", 100),))
+
+
+def _aborted_unnoticed(state: str) -> Iterator[Parts]:
+    yield Parts(acts=(Act(state, "abort", 0),), deliveries={("status", n): Delivery(()) for n in range(5)})
+
+
+TIMES_S = {"Settle": 10, "UploadComplete?": 1, "QuietPeriod": 30, "Validate": 70, "StartAt?": 60, "SfM": 300}
+TIMES_S |= {"Train": 900, "Compress": 1500, "Notify": 1870, "MalformedAnswer": 60, "RecordFailure": 670}
+TIMES_S |= {"NotifyFailure": 670, "FailUnlessDone": 1870}
+
+
+def _timed_out(state: str) -> Iterator[Parts]:
+    """The limit of the execution falls into the state, whose call is slowed down."""
+    faults: tuple[Fault, ...] = ()
+    if state in SYNCHRONOUS and state not in STAGE_OF:
+        faults = (Fault(state, "pause", at=2, seconds=40),)
+    elif state in DIRECT:
+        faults = (Fault(state, "silence"),)
+    yield Parts(faults, timeout_s=TIMES_S[state])
+
+
+def _notifier(count: int) -> Callable[[str], Iterator[Parts]]:
+    """Something fatal happens in the state, and the functions that should tell it fail."""
+
+    def parts(state: str) -> Iterator[Parts]:
+        cause = way_to_fail(state)
+        calls = [Fault(where, "crash", at=3, count=count) for where in ("NotifyFailure", EVENT_CALLS["execution ended"])]
+        yield Parts(cause.faults + tuple(calls), cause.fates, cause.acts)
+
+    return parts
+
+
+def way_to_fail(state: str) -> Parts:
+    if state in STAGE_OF:
+        return Parts(fates={(STAGE_OF[state], 0): BAD_STAGE})
+    if state in ("Settle", "Validate"):
+        return Parts((Fault(state, "error", "KeyError", count=1, code="INTERNAL_ERROR"),))
+    if state == "Notify":
+        return Parts(fates={("compress", 0): Fate(files=False, code="OUTPUT_MISSING")})
+    if state in ("UploadComplete?", "QuietPeriod"):
+        return Parts((Fault("Settle", "answer", value={"wait_s": 0.5} if state[0] == "Q" else {}, code="INTERNAL_ERROR"),))
+    if state == "StartAt?":
+        return Parts((Fault("Validate", "answer", value={}, code="INTERNAL_ERROR"),))
+    return Parts()
+
+
+def _can_fail(state: str) -> str:
+    if state == "Succeeded":
+        return "nothing is left to be told"
+    if state == "Failed":
+        return "the notifier has been called before"
+    return _is_state(state) if state != "MalformedAnswer" else ""
+
+
+def _is_direct(state: str) -> str:
+    return "" if state in DIRECT else "the state does not call DynamoDB itself"
+
+
+JSON_CAUSE = '{"code": "NOT_ENOUGH_LIGHT", "reason": "It is too dark. Take photos by day."}'
+SECOND_REASON = "NOT_SHARP: The photos are blurred. Hold still."
+CATALOG: tuple[Kind, ...] = (
+    Kind("Lambda.ServiceException once", _error("Lambda.ServiceException", 1), _calls_function),
+    Kind("Lambda.AWSLambdaException once", _error("Lambda.AWSLambdaException", 1), _calls_function),
+    Kind("Lambda.SdkClientException once", _error("Lambda.SdkClientException", 1), _calls_function),
+    Kind("Lambda.Unknown once", _error("Lambda.Unknown", 1), _calls_function),
+    Kind("Runtime.ExitError once", _error("Runtime.ExitError", 1), _calls_function),
+    Kind("unexpected exception once", _error("KeyError", 1, "INTERNAL_ERROR"), _calls_function),
+    Kind("Lambda.ServiceException always", _error("Lambda.ServiceException", ALWAYS, "INTERNAL_ERROR"), _calls_function),
+    Kind("throttled once", _error("Lambda.TooManyRequestsException", 1), _calls_function),
+    Kind("throttled always", _error("Lambda.TooManyRequestsException", ALWAYS, "NO_CAPACITY"), _calls_function),
+    Kind("cut off before each of its calls", _crashes(False, "Sandbox.Timedout"), _calls_function),
+    Kind("cut off after each of its calls", _crashes(True, "Lambda.Unknown"), _calls_function),
+    Kind("cut off at the end, answer lost", _at_the_end, _calls_function),
+    Kind("each of its calls throttled", _service("ThrottlingException"), _calls_function),
+    Kind("each of its calls refused with 503", _service("ServiceUnavailable"), _calls_function),
+    Kind("slow: 45 s at each of its calls", _pauses, _calls_function),
+    Kind("answer never comes", _silence, lambda s: "" if s in DIRECT else _answer_is_read(s)),
+    Kind("malformed answer (14 kinds)", _malformed, _answer_is_read),
+    Kind("answer of 300 KiB", _too_large, _answer_is_read, alone=True),
+    Kind("DynamoDB refuses once", _direct_error("DynamoDB.InternalServerErrorException", 1), _is_direct),
+    Kind("DynamoDB refuses always", _direct_error("DynamoDB.InternalServerErrorException", ALWAYS), _is_direct),
+    Kind("SendTaskFailure with JSON", _token("send_failure", "NOT_ENOUGH_LIGHT", error="X", cause=JSON_CAUSE), _is_stage),
+    Kind("SendTaskFailure with text", _token("send_failure", "INTERNAL_ERROR", error="Oops", cause="broke"), _is_stage),
+    Kind("SendTaskFailure with nothing", _token("send_failure", "INTERNAL_ERROR"), _is_stage),
+    Kind("SendTaskFailure with 32 KiB",
+         _token("send_failure", "INTERNAL_ERROR", error="E" * 256, cause="\u00e9\"" * 16 * KIB), _is_stage),
+    Kind("SendTaskSuccess with nonsense", _token("send_success", "INTERNAL_ERROR", output="[7]"), _is_stage),
+    Kind("heartbeat lost", _no_sweeps, _is_stage, alone=True),
+    Kind("job Failed with a reason", _failed(SECOND_REASON, "NOT_SHARP"), _is_stage),
+    Kind("job Failed without a reason", _failed("", "INTERNAL_ERROR"), _is_stage),
+    Kind("job Failed with 'exit code: 137'", _failed("exit code: 137", "OUT_OF_MEMORY"), _is_stage),
+    Kind("InternalServerError once", _service_failed("InternalServerError: try again", ""), _is_stage),
+    Kind("InternalServerError always",
+         _service_failed("InternalServerError: try again", "SAGEMAKER_INTERNAL", 5), _is_stage),
+    Kind("CapacityError once", _service_failed("CapacityError: no machine", ""), _is_stage),
+    Kind("job Stopped by hand", _fate(Fate(300, "Stopped", code="STAGE_STOPPED")), _is_stage),
+    Kind("job at its maximum run time", _max_runtime, _is_stage),
+    Kind("spot interrupted, then resumed", _fate(Fate(1200, interrupted_s=400)), _is_training),
+    Kind("job Completed without its files", _fate(Fate(files=False)), _is_stage),
+    Kind("create: quota once", _refused("ResourceLimitExceeded", "limit", "", 1), _is_stage),
+    Kind("create: quota always", _refused("ResourceLimitExceeded", "limit", "QUOTA_EXCEEDED", 5), _is_stage),
+    Kind("create: throttled once", _refused("ThrottlingException", "slow down", "", 1), _is_stage),
+    Kind("create: invalid", _refused("ValidationException", "no such role", "SAGEMAKER_REJECTED", 1), _is_stage),
+    Kind("create: name in use by a stranger", _fate(Fate(name_taken=True)), _is_stage),
+    Kind("event lost", _deliver("job"), _is_stage),
+    Kind("event three times", _deliver("job", 1.0, 1.0, 40.0), _is_stage),
+    Kind("event five hours late", _deliver("job", 18_000.0), _is_stage),
+    Kind("event before the token is stored", _act("unknown_event", 0), _is_state),
+    Kind("event again after the end", _late_event, _is_stage),
+    Kind("events in wrong order", _wrong_order, _is_stage),
+    Kind("execution aborted", _aborted, _is_state),
+    Kind("execution aborted, its event lost", _aborted_unnoticed, _is_state),
+    Kind("execution timed out", _timed_out, _is_state, alone=True),
+    Kind("fails here, notifier cut off once", _notifier(1), _can_fail),
+    Kind("fails here, notifier cut off always", _notifier(ALWAYS), _can_fail),
+    Kind("another photo comes", _act("upload", 5), _is_state),
+)  # fmt: skip
+STAGE_NAMES = STAGES
