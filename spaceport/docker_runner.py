@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 from spaceport.job_runner import Exit, Handle, JobStart
 
 CLIENT_TIMEOUT_S = 60
+SIGNAL_RETRY_S = 0.1
 DEFAULT_IMAGES = "spaceport-{stage}:latest"
 LABEL = "spaceport.jobs"  # the folder whose jobs a container belongs to
 
@@ -46,6 +48,7 @@ class DockerRunner:
         if found is None:
             raise DockerError("There is no docker client on PATH. Install Docker, or leave out `--jobs docker`.")
         self.client = found
+        self._clean: set[Path] = set()
 
     def check(self, stages: tuple[str, ...] = ("sfm", "train", "compress")) -> None:
         """Raises DockerError when no engine answers or an image is missing, so that a run fails before it starts."""
@@ -63,7 +66,7 @@ class DockerRunner:
         """Start the container and return. Raises OSError when the client cannot be started."""
         if job.folder is None:
             raise ValueError(f"{job.name}: a container needs a folder; give the engine a work_dir")
-        remove(self.client, job.name)  # what an engine that was killed may have left
+        self._clean_once(job.folder.parent)
         with _log(job.log) as log:
             process = subprocess.Popen(
                 [self.client, *self.run_arguments(job, self.image(job))],
@@ -72,7 +75,7 @@ class DockerRunner:
                 stderr=log,
                 start_new_session=True,
             )
-        handle = _ContainerHandle(self.client, job.name)
+        handle = _ContainerHandle(self.client, job.name, process)
         threading.Thread(
             target=self._wait, args=(process, job.name, on_exit), name=f"wait-{job.name}", daemon=True
         ).start()
@@ -85,6 +88,12 @@ class DockerRunner:
         for container in found:
             remove(self.client, container)
         return len(found)
+
+    def _clean_once(self, jobs_dir: Path) -> None:
+        """Before the first job in a folder: an engine has it alone, so containers that work there are of a dead one."""
+        if jobs_dir not in self._clean:
+            self.remove_leftovers(jobs_dir)
+            self._clean.add(jobs_dir)
 
     def image(self, job: JobStart) -> str:
         """The local image for a job: its entry point is ``python3 -m STAGE``."""
@@ -103,6 +112,8 @@ class DockerRunner:
             arguments += ["--cpus", str(limits.cpus)]
         arguments += ["--volume", f"{(job.folder / 'ml').resolve()}:/opt/ml"]
         arguments += ["--label", f"{LABEL}={job.folder.parent.resolve()}"]
+        if os.geteuid() != 0:  # so that the results are the user's own; SageMaker's containers are root's
+            arguments += ["--user", f"{os.geteuid()}:{os.getegid()}"]
         for name, value in job.environment.items():
             arguments += ["--env", f"{name}={value}"]
         return [*arguments, "--entrypoint", job.command[0], image, *job.command[1:]]
@@ -122,9 +133,10 @@ class DockerRunner:
 class _ContainerHandle:
     """A container that runs. The client's calls take a moment, so each has a thread of its own."""
 
-    def __init__(self, client: str, name: str) -> None:
+    def __init__(self, client: str, name: str, process: subprocess.Popen[bytes]) -> None:
         self._client = client
         self._name = name
+        self._process = process
 
     def stop(self) -> None:
         self._signal("TERM")
@@ -136,8 +148,12 @@ class _ContainerHandle:
         command = [self._client, "kill", "--signal", signal_name, self._name]
 
         def send() -> None:
-            # Fails when the container has ended, which is what was wanted.
-            subprocess.run(command, capture_output=True, check=False, timeout=CLIENT_TIMEOUT_S)
+            # Fails while the container is being made, and when it has ended, which is what was wanted.
+            while self._process.poll() is None:
+                done = subprocess.run(command, capture_output=True, check=False, timeout=CLIENT_TIMEOUT_S)
+                if done.returncode == 0:
+                    return
+                time.sleep(SIGNAL_RETRY_S)
 
         threading.Thread(target=send, name=f"{signal_name}-{self._name}", daemon=True).start()
 

@@ -5,16 +5,24 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import threading
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
 from spaceport.docker_runner import DockerRunner, Limits
-from spaceport.job_runner import JobStart
+from spaceport.job_runner import Exit, JobStart
 
 CONTAINERS = Path(__file__).parents[2] / "containers"
 DOCKERFILE = (CONTAINERS / "Dockerfile").read_text()
+# A docker client whose container takes half a second to be there, and which runs until a signal has reached it.
+STAND_IN = """#!/bin/sh
+case "$1" in
+run) sleep 0.5; touch {folder}/there; while [ ! -e {folder}/signalled ]; do sleep 0.05; done; exit 143 ;;
+kill) echo "$3" >> {folder}/kills; [ -e {folder}/there ] && touch {folder}/signalled ;;
+esac
+"""
 STAGES = ("sfm", "train", "compress")
 SHARED = ("job", "splat")
 # Imported only where they are installed: in the GPU image, and on the machine that fetches the viewer.
@@ -85,6 +93,38 @@ def test_entry_point(stage: str) -> None:
     assert not [line for line in code if "/opt/ml" in line]
     assert not DOCKERFILE.lstrip().startswith("# syntax=")
     assert (CONTAINERS / stage / "__main__.py").is_file()
+
+
+def test_results_belong_to_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root's own runs are root's, as on SageMaker; everybody else gets files that they can delete."""
+    runner = DockerRunner("img-{stage}:1", client="docker")
+    job = JobStart("name-sfm-0", {}, ["python3", "-m", "sfm"], {}, tmp_path, None)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("os.getegid", lambda: 1001)
+    assert "--user 1000:1001" in " ".join(runner.run_arguments(job, "img"))
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert "--user" not in runner.run_arguments(job, "img")
+
+
+def test_stop_waits_for_the_container(tmp_path: Path) -> None:
+    """A stop that comes while the container is still being made is not lost."""
+    client = tmp_path / "docker"
+    client.write_text(STAND_IN.format(folder=tmp_path))
+    client.chmod(0o755)
+    runner = DockerRunner("img-{stage}:1", client=str(client))
+    ended = threading.Event()
+    exits: list[int] = []
+
+    def on_exit(result: Exit) -> None:
+        exits.append(result.status)
+        ended.set()
+
+    (tmp_path / "job").mkdir()
+    job = JobStart("name-sfm-0", {}, ["python3", "-m", "sfm"], {}, tmp_path / "job", None)
+    runner.start(job, on_exit).stop()
+    assert ended.wait(20)
+    assert exits == [143]
+    assert len((tmp_path / "kills").read_text().split()) >= 3
 
 
 def test_container_is_shut_in(tmp_path: Path) -> None:
