@@ -23,7 +23,7 @@ class Preset:
 CPU = {
     "draft": Preset(400, 30_000, 1, 54, 20_000, False),
     "standard": Preset(640, 60_000, 1, 235, 30_000, False),
-    "high": Preset(960, 150_000, 2, 1_500, 60_000, True, Schedule(half_from=0.04, full_from=0.2)),
+    "high": Preset(960, 150_000, 2, 1_500, 60_000, True),
 }
 _GPU = Schedule(half_from=0.1, full_from=0.3, refine_every=100, growth=0.05, means_rate=1.6e-4, rate=1.0, noise=5e5)
 GPU = {

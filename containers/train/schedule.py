@@ -14,8 +14,8 @@ from train.engine import Rates
 class Schedule:
     """All fractions are of the whole training. Rates are those at the beginning."""
 
-    half_from: float = 0.04  # resolution / 4 before, / 2 from here
-    full_from: float = 0.15
+    half_from: float = 0.06  # resolution / 4 before, / 2 from here
+    full_from: float = 0.25
     sh_step: float = 0.08  # SH degree d from d * sh_step
     refine_until: float = 0.85  # relocation, growth and noise
     refine_every: int = 50  # steps
