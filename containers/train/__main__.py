@@ -51,7 +51,7 @@ def run(job: Job) -> None:
         options.max_image_long_side,
         options.sh_degree,
     )
-    job.progress(0, 1000, "permille", "Loading photos")
+    job.progress(0, 1, "sets", "Loading photos")
     scene = open_scene(job)
     data = load_dataset(scene, preset.long_side, preset.stop_on_plateau)
     engine = open_engine(data.train, preset.max_gaussians, preset.sh_degree, SEED, gpu)
@@ -75,7 +75,7 @@ def open_scene(job: Job) -> Scene:
 
 def write_results(job: Job, engine: Engine, options: Options, preset: Preset, data: Dataset, result: Result) -> None:
     """scene.ply, previews/ and metrics.json, in this order."""
-    job.progress(1000, 1000, "permille", "Measuring quality on held-out photos")
+    job.progress(0, 1, "sets", "Measuring quality on held-out photos")
     write_ply(job.output / "scene.ply", result.gaussians)
     degree = preset.sh_degree
     scores = score(engine, data.test, degree, job.output / "previews")

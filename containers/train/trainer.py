@@ -148,7 +148,15 @@ class Trainer:
         view = self.data.train[0].view
         message = f"Training at {view.width // level}x{view.height // level} pixels"
         eta_s = round(elapsed_s / progress * (1 - progress), 1) if progress > 0.02 else None
-        self.job.progress(round(1000 * progress), 1000, "permille", message, eta_s=eta_s)
+        if self._by_time(elapsed_s) and not self.at.cooling_from:
+            self.job.progress(int(elapsed_s), int(self.preset.budget_s), "s", message, eta_s=eta_s)
+        else:
+            total = max(self.at.iteration, round(self.at.iteration / max(progress, 1e-6)))
+            self.job.progress(self.at.iteration, total, "steps", message, eta_s=eta_s)
+
+    def _by_time(self, elapsed_s: float) -> bool:
+        """Whether the time budget will end the training rather than the number of steps."""
+        return elapsed_s / self.preset.budget_s > self.at.iteration / self.preset.max_iterations
 
     def _check_loss(self) -> None:
         loss = self.engine.mean_loss() if self._unchecked else 0.0
