@@ -1,0 +1,122 @@
+"""An unchanged `sam deploy` to the local endpoint, a real upload to the result's message, an update, a deletion."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import yaml
+from botocore.exceptions import ClientError
+from samtranslator.yaml_helper import yaml_parse
+
+from tests.deploy.stack import NAME
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+STATEFUL = ("Bucket", "JobTable")
+
+
+@pytest.fixture(scope="module")
+def inbox(stack):
+    return stack.listen()
+
+
+def test_outputs_have_the_command_to_copy(stack):
+    outputs = stack.outputs()
+    assert "Successfully created/updated stack" in stack.log
+    bucket = outputs["BucketName"]
+    assert outputs["UploadCommand"].startswith(f"aws s3 cp ./my-house s3://{bucket}/uploads/my-house/ --recursive")
+    assert "UploadCommand" in stack.log, "sam deploy prints it"
+    assert set(outputs) >= {"DashboardUrl", "ImageRegistry", "ImageBuildProject", "ResultBaseUrl"}
+
+
+def test_an_upload_becomes_a_result_and_a_message(stack, inbox):
+    stack.upload("my-house", title="The house")
+    message = stack.message(inbox)
+    assert message["Subject"] == "Your 3D scene The house is ready"
+    base = stack.outputs()["ResultBaseUrl"]
+    assert stack.ended("my-house") == "SUCCEEDED"
+    (job,) = [name for name in stack.executions() if name.startswith("my-house")]
+    assert f"{base}/my-house/{job}/index.html" in message["Message"]
+    assert "27.5 dB" in message["Message"]
+    bucket, s3 = stack.outputs()["BucketName"], stack.client("s3")
+    listed = s3.list_objects_v2(Bucket=bucket, Prefix=f"results/my-house/{job}/")["Contents"]
+    names = {item["Key"].rpartition("/")[2] for item in listed}
+    assert names == {"index.html", "scene.sog", "scene.spz", "scene.ply", "report.json"}
+    page = s3.head_object(Bucket=bucket, Key=f"results/my-house/{job}/index.html")
+    assert page["ContentType"] == "text/html; charset=utf-8"
+
+
+def test_stages_are_started_as_the_template_says(stack, inbox):
+    job = next(name for name in stack.executions() if name.startswith("my-house"))
+    prefix = f"spaceport-{job.rpartition('-')[2].lower()}"
+    sagemaker, resources = stack.client("sagemaker"), stack.resources()
+    sfm = sagemaker.describe_processing_job(ProcessingJobName=f"{prefix}-sfm-0")
+    train = sagemaker.describe_training_job(TrainingJobName=f"{prefix}-train-0")
+    for description, role in ((sfm, "SfmRole"), (train, "TrainRole")):
+        assert description["RoleArn"].endswith(f"/{resources[role]}")
+    assert sfm["NetworkConfig"]["EnableNetworkIsolation"] is train["EnableNetworkIsolation"] is True
+    assert sfm["ProcessingResources"]["ClusterConfig"]["InstanceType"] == "ml.c6i.2xlarge"
+    assert train["ResourceConfig"]["InstanceType"] == "ml.g4dn.xlarge"
+    assert train["EnableManagedSpotTraining"] is True
+    assert train["StoppingCondition"]["MaxWaitTimeInSeconds"] > train["StoppingCondition"]["MaxRuntimeInSeconds"]
+
+
+def test_a_job_above_the_limit_is_refused_unpaid_and_the_message_says_so(stack, inbox):
+    stack.upload("dear-house", max_cost_usd=0.01)
+    message = stack.message(inbox)
+    assert message["Subject"] == "Your 3D scene dear-house could not be made"
+    assert "job.json allows 0.01 USD" in message["Message"]
+    assert stack.ended("dear-house") == "FAILED"
+    job = next(name for name in stack.executions() if name.startswith("dear-house"))
+    with pytest.raises(ClientError, match="not found"):
+        stack.client("sagemaker").describe_processing_job(
+            ProcessingJobName=f"spaceport-{job.rpartition('-')[2].lower()}-sfm-0"
+        )
+
+
+def test_the_bucket_is_closed_versioned_and_encrypted(stack):
+    s3, bucket = stack.client("s3"), stack.outputs()["BucketName"]
+    assert s3.get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
+    (rule,) = s3.get_bucket_encryption(Bucket=bucket)["ServerSideEncryptionConfiguration"]["Rules"]
+    assert rule["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
+    policy = json.loads(s3.get_bucket_policy(Bucket=bucket)["Policy"])
+    deny = next(s for s in policy["Statement"] if s["Effect"] == "Deny")
+    assert deny["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+
+
+def test_a_changed_template_updates_and_replaces_nothing_that_holds_data(stack, inbox):
+    """A second `sam deploy`: another limit, another retention, another memory size."""
+    before = stack.resources()
+    changed = yaml_parse(stack.template.read_text())
+    changed = json.loads(json.dumps(changed, default=str))
+    changed["Parameters"]["WorkRetentionDays"]["Default"] = 14
+    changed["Resources"]["SettleFunction"]["Properties"]["MemorySize"] = 640
+    file = stack.template.with_name("changed.yaml")
+    file.write_text(yaml.safe_dump(copy.deepcopy(changed), sort_keys=False))
+    log = stack.deploy(file, MaxPhotos="1000")
+    assert "UPDATE_COMPLETE" in log
+    after = stack.resources()
+    for name in STATEFUL:
+        assert after[name] == before[name], f"{name} was replaced"
+    function = stack.client("lambda").get_function_configuration(FunctionName=after["SettleFunction"])
+    assert function["MemorySize"] == 640
+    assert function["Environment"]["Variables"]["MAX_PHOTOS"] == "1000"
+    stack.upload("after-update")
+    assert stack.message(inbox)["Subject"] == "Your 3D scene after-update is ready"
+    kept = stack.client("s3").list_objects_v2(Bucket=after["Bucket"], Prefix="results/my-house/")
+    assert kept["KeyCount"] == 5, "the result from before the update is still there"
+
+
+def test_deletion_keeps_photos_and_rows(stack, inbox):
+    before = stack.resources()
+    log = stack.run_sam("delete", "--stack-name", NAME, "--no-prompts")
+    assert "Deleted successfully" in log
+    with pytest.raises(ClientError, match="does not exist"):
+        stack.client("cloudformation").describe_stacks(StackName=NAME)
+    functions = {f["FunctionName"] for f in stack.client("lambda").list_functions()["Functions"]}
+    assert not functions & set(before.values()), "functions are gone"
+    photos = stack.client("s3").list_objects_v2(Bucket=before["Bucket"], Prefix="uploads/my-house/")
+    assert photos["KeyCount"] == 11, "photos stay until somebody deletes the bucket"
+    rows = stack.client("dynamodb").scan(TableName=before["JobTable"], Select="COUNT")
+    assert rows["Count"] > 0
