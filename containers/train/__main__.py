@@ -75,7 +75,8 @@ def open_scene(job: Job) -> Scene:
 
 def write_results(job: Job, engine: Engine, options: Options, preset: Preset, data: Dataset, result: Result) -> None:
     """scene.ply, previews/ and metrics.json, in this order."""
-    job.progress(0, 1, "sets", "Measuring quality on held-out photos")
+    measuring = "Measuring quality on held-out photos"
+    job.progress(0, 1, "sets", measuring)
     write_ply(job.output / "scene.ply", result.gaussians)
     degree = preset.sh_degree
     scores = score(engine, data.test, degree, job.output / "previews")
@@ -101,6 +102,7 @@ def write_results(job: Job, engine: Engine, options: Options, preset: Preset, da
         "versions": engine.versions(),
     }
     write_json_atomically(job.output / "metrics.json", metrics)
+    job.progress(1, 1, "sets", measuring)
     job.log("trained", **{k: metrics[k] for k in ("psnr", "psnr_median", "ssim", "gaussians", "iterations", "seconds")})
 
 
