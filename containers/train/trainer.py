@@ -151,8 +151,8 @@ class Trainer:
         if self._by_time(elapsed_s) and not self.at.cooling_from:
             self.job.progress(int(elapsed_s), int(self.preset.budget_s), "s", message, eta_s=eta_s)
         else:
-            total = round(self.at.iteration / progress)  # fewer than max_iterations once it cools down
-            self.job.progress(self.at.iteration, max(total, self.at.iteration), "steps", message, eta_s=eta_s)
+            left = self.at.iteration * (1 - progress) / progress if progress > 0 else self.preset.max_iterations
+            self.job.progress(self.at.iteration, self.at.iteration + round(left), "steps", message, eta_s=eta_s)
 
     def _by_time(self, elapsed_s: float) -> bool:
         """Whether the time budget will end the training rather than the number of steps."""
