@@ -1,7 +1,7 @@
 """The local endpoint that the deployment tests deploy to: ministack, and the one service that it lacks.
 
 Runs in an environment of its own (requirements/ministack.txt): python endpoint.py. SageMaker is played by short jobs
-that read what their request names and write what the stage promises (docs/contracts.md); the rest is ministack as it is.
+that read what their request names and write what the stage promises (docs/contracts.md); the rest is ministack's.
 """
 
 from __future__ import annotations
