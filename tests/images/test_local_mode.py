@@ -11,7 +11,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,9 +25,8 @@ from moto.server import ThreadedMotoServer
 
 from images.engine import Engine
 from settings import STAGES, Stage
-from tests.images.player import BUCKET, JOB, OPTIONS, PROMISED, REGION, ROOT, Ran, stage_request
+from tests.images.player import BUCKET, JOB, OPTIONS, PROMISED, REGION, SDK, Ran, report_missing, stage_request
 
-SDK = Path(os.environ.get("SPACEPORT_SAGEMAKER_SDK") or ROOT / "build" / "images" / "sdk")
 OPERATIONS = {"sfm": "ProcessingJob", "train": "TrainingJob", "compress": "ProcessingJob"}
 FAKE_ACCOUNT = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -120,11 +118,7 @@ def local_mode(
     tmp_path: Path,
 ) -> Iterator[LocalMode]:
     if not (SDK / "bin" / "python").is_file():
-        problem = f"the SageMaker SDK is not installed in {SDK}; `make images-test` does it"
-        if os.environ.get("CI") == "true":
-            pytest.fail(problem, pytrace=False)
-        print(f"\n*** LOCAL MODE NOT TESTED: {problem} ***", file=sys.stderr)
-        pytest.skip(f"LOCAL MODE NOT TESTED: {problem}")
+        report_missing(f"the SageMaker SDK is not installed in {SDK}; `make images-test` does it")
     good_run("train")  # before the server starts: both keep their buckets in moto's memory of this process
     tags = []
     for stage in STAGES:  # under the name of the request, so that nothing is pulled
