@@ -23,6 +23,7 @@ $(VENV)/.installed: requirements/run.txt pyproject.toml containers/compress/view
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/run.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	PYTHONPATH=containers $(BIN)/python -m compress.fetch_viewer
+	$(BIN)/spaceport check --compile
 	@touch $@
 
 $(VENV)/.installed-dev: requirements/dev.txt $(VENV)/.installed

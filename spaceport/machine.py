@@ -8,6 +8,9 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,3 +115,24 @@ def survey(folder: Path) -> list[Finding]:
     findings.append(gpu())
     findings += [Finding(package, version) for package, version in versions().items()]
     return findings
+
+
+def compile_kernels() -> None:
+    """Check that each stage program starts, and compile its kernels and those of the sample photos into the cache.
+
+    Raises RuntimeError with the program's own words when one cannot start.
+    """
+    containers = Path(__file__).resolve().parent.parent / "containers"
+    sample = "from spaceport.sample import render_sample; render_sample(Path(sys.argv[1]), 3, 64, 64)"
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(cores()) as pool:
+        commands = [["-c", f"import sys; from pathlib import Path; {sample}", folder]]
+        commands += [["-m", stage, "--selfcheck"] for stage in ("train", "compress", "sfm")]
+        environment = {**os.environ, "PYTHONPATH": str(containers)}
+        list(pool.map(lambda command: _run_python(command, environment), commands))
+
+
+def _run_python(arguments: list[str], environment: dict[str, str]) -> None:
+    command = [sys.executable, *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if answer.returncode != 0:
+        raise RuntimeError(f"{' '.join(arguments[:2])} cannot start:\n{answer.stdout}{answer.stderr}")
