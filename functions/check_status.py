@@ -23,9 +23,9 @@ import sagemaker_jobs
 from failures import TRANSIENT
 from settings import Stage, settings
 from telemetry import count_by, logger, metrics, tracer
+from tokens import is_awaited, tell
 from verdicts import Verdict, judge
 
-NOBODY_WAITS = ("TaskTimedOut", "InvalidToken", "TaskDoesNotExist")
 EVENT_GRACE_S = 120  # a job that ended longer ago than this and is still open has lost its event
 CREATION_S = 600  # a task older than this whose job does not exist will never have one
 SWEEP_THREADS = 8  # SageMaker allows about ten descriptions a second
@@ -112,7 +112,7 @@ def report_time(stage: Stage, seconds: float) -> None:
 
 def heartbeat(name: str, task: dict[str, Any]) -> str:
     """The job runs. If nobody waits for it any more (aborted, timed out, replaced), it is only billed: stop it."""
-    if tell(lambda: aws.stepfunctions().send_task_heartbeat(taskToken=task["task_token"])):
+    if is_awaited(task["task_token"]):
         return "running"
     sagemaker_jobs.stop(task["stage"], name)
     jobs.close_task(name, "ABANDONED")
@@ -156,17 +156,3 @@ def result_of(name: str, task: dict[str, Any], verdict: Verdict) -> dict[str, An
         "billable_seconds": verdict.billable_seconds,
         "cost_usd": prices.cost_usd(settings(), machine, verdict.billable_seconds),
     }
-
-
-def tell(call: Any) -> bool:
-    """Call Step Functions.
-
-    False when the task has ended already (a duplicate event, a timeout, an aborted execution).
-    """
-    try:
-        call()
-    except ClientError as error:
-        if error.response["Error"]["Code"] in NOBODY_WAITS:
-            return False
-        raise
-    return True

@@ -28,6 +28,8 @@ ADVICE = {
     "REUSE_JOB": "Choose another reuse_job, or start at sfm.",
     "SAGEMAKER_INTERNAL": "Try again later.",
     "SAGEMAKER_REJECTED": "Whoever runs the service should check the images, the instance types and the role.",
+    "NOT_STARTED": "Upload job.json again to start a new job.",
+    "SERVICE_BUSY": "Try again later.",
     "STAGE_INTERRUPTED": "Try again later.",
     "STAGE_LOST": "Try again; if it happens twice, tell whoever runs the service.",
     "STAGE_STOPPED": "Upload job.json again to start a new job.",
@@ -123,7 +125,7 @@ def _read_text(error: str, text: str) -> tuple[str, str]:
     found = stage_reason(text) or SERVICE_ERRORS.get(error)
     if found:
         return found
-    if re.fullmatch(r"[A-Z][A-Z0-9_]{3,}", error) and text:
+    if re.fullmatch(r"[A-Z][A-Z0-9_]{3,62}", error) and text:
         return error, text
     if "Task timed out after" in text:
         return "INTERNAL_ERROR", "A function of the service took too long."

@@ -27,6 +27,9 @@ MESSAGE_CLAIM_S = (
 TASK_DAYS = 30
 JOB_DAYS = 400
 OPEN_TASKS_INDEX = "open-tasks"
+# Values of the attribute `open`, which the index is made of.
+OPEN_TASK = "yes"
+OPEN_JOB = "job"
 
 
 class Arrival(NamedTuple):
@@ -157,6 +160,7 @@ def create_job(job_id: str, scene: str, bucket: str) -> None:
         "status": "SETTLING",
         "created_at": aws.timestamp(),
         "results": {},
+        "open": OPEN_JOB,
         "expires_at": _expires(JOB_DAYS),
     }
     _put(row, "attribute_not_exists(pk)")
@@ -198,19 +202,33 @@ def set_checked(job_id: str, checked: Row) -> None:
     _update(job_key(job_id), f"SET {assignments}", values, "attribute_exists(pk)", names)
 
 
-def begin_stage(job_id: str, stage: Stage, job_name: str) -> str:
+def begin_stage(job_id: str, stage: Stage, job_name: str, execution_arn: str, ended_at: str) -> str | None:
     """The stage runs as SageMaker job ``job_name``; returns the name of the job before it, or an empty text.
 
-    A job that had ended runs again here: only a live execution starts stages, so it was redriven.
+    None when the job has ended meanwhile (an execution that is aborted does not stop a call that is going on).
+    ``ended_at``: the end of a redriven job, which runs again here; empty for a job that has not ended.
     """
-    answer = _table().update_item(
-        Key=job_key(job_id),
-        UpdateExpression="SET #status = :running, stage = :stage, job_name = :name "
-        "REMOVE failure, raw_error, ended_at, message_sent_at, message_claimed_until",
-        ExpressionAttributeNames={"#status": "status"},
-        ExpressionAttributeValues={":running": "RUNNING", ":stage": stage, ":name": job_name},
-        ReturnValues="UPDATED_OLD",
-    )
+    try:
+        answer = _table().update_item(
+            Key=job_key(job_id),
+            UpdateExpression="SET #status = :running, stage = :stage, job_name = :name, execution_arn = :arn, "
+            "#open = :open REMOVE failure, raw_error, ended_at, message_sent_at, message_claimed_until",
+            ConditionExpression="#status IN (:settling, :running) OR ended_at = :ended",
+            ExpressionAttributeNames={"#status": "status", "#open": "open"},
+            ExpressionAttributeValues={
+                ":running": "RUNNING",
+                ":settling": "SETTLING",
+                ":stage": stage,
+                ":name": job_name,
+                ":arn": execution_arn,
+                ":open": OPEN_JOB,
+                ":ended": ended_at,
+            },
+            ReturnValues="UPDATED_OLD",
+        )
+    except ClientError as error:
+        _condition_failed(error)
+        return None
     return str(answer.get("Attributes", {}).get("job_name", ""))
 
 
@@ -272,6 +290,11 @@ def mark_message_sent(job_id: str) -> None:
     _update(job_key(job_id), "SET message_sent_at = :now REMOVE message_claimed_until", {":now": aws.timestamp()})
 
 
+def close_job(job_id: str) -> None:
+    """The job needs no more attention: it leaves the index that the sweep reads."""
+    _update(job_key(job_id), "REMOVE #open", {}, "attribute_exists(message_sent_at)", {"#open": "open"})
+
+
 def release_message(job_id: str) -> None:
     """Sending failed and said so: the next try need not wait until the claim runs out."""
     _update(job_key(job_id), "REMOVE message_claimed_until")
@@ -289,7 +312,7 @@ def put_task(job_name: str, job_id: str, stage: Stage, attempt: int, token: str)
         "stage": stage,
         "attempt": attempt,
         "status": "STARTED",
-        "open": "yes",
+        "open": OPEN_TASK,
         "created_at": aws.timestamp(),
         "expires_at": _expires(TASK_DAYS),
     }
@@ -310,12 +333,22 @@ def close_task(job_name: str, status: str) -> None:
 
 
 def open_task_names() -> list[str]:
-    """SageMaker job names of the tasks that still run, page by page."""
+    """SageMaker job names of the tasks that still run."""
+    return _open(OPEN_TASK)
+
+
+def open_job_ids() -> list[str]:
+    """Jobs that have not ended, whose user has not been told, or that may have left something behind."""
+    return _open(OPEN_JOB)
+
+
+def _open(kind: str) -> list[str]:
+    """Keys in the sparse index without what stands before #, page by page."""
     names: list[str] = []
     start: dict[str, Any] = {}
     while True:
-        page = _table().query(IndexName=OPEN_TASKS_INDEX, KeyConditionExpression=Key("open").eq("yes"), **start)
-        names += [str(item["pk"]).removeprefix("TASK#") for item in page["Items"]]
+        page = _table().query(IndexName=OPEN_TASKS_INDEX, KeyConditionExpression=Key("open").eq(kind), **start)
+        names += [str(item["pk"]).partition("#")[2] for item in page["Items"]]
         if "LastEvaluatedKey" not in page:
             return names
         start = {"ExclusiveStartKey": page["LastEvaluatedKey"]}

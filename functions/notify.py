@@ -17,10 +17,13 @@ import mails
 import results
 import sagemaker_jobs
 from failures import Failure
+from service_errors import retried
 from settings import settings
 from telemetry import count_by, logger, metrics, tracer
 
 EVENT_SOURCE = "spaceport"  # the role may put events of this source alone
+START_LIMIT_S = 3600  # a job whose execution has not started by then never will
+CALL_LIMIT_S = 960  # longer than a call of this function can take
 ENDED_FROM_OUTSIDE = {
     "ABORTED": Failure("EXECUTION_ABORTED", "The job was cancelled.", failures.ADVICE["EXECUTION_ABORTED"]),
     "TIMED_OUT": Failure(
@@ -32,13 +35,15 @@ ENDED_FROM_OUTSIDE = {
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler
 @metrics.log_metrics
+@retried
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Event: {"kind": succeeded | failed, "job_id", "state"}, or the execution's status change.
+    """Event: {"kind": succeeded | failed, "job_id", "state"}, the execution's status change, or the schedule.
 
-    Answers {"status", "message"}.
+    Answers {"status", "message"}, for the schedule {"checked": {job id: what was done}}.
     """
     if "kind" not in event:
-        return execution_ended(EventBridgeEvent(event))
+        change = EventBridgeEvent(event)
+        return execution_ended(change.detail) if change.source == "aws.states" else sweep()
     job_id = event["job_id"]
     if event["kind"] == "succeeded":
         job = jobs.get_job(job_id)
@@ -49,23 +54,83 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         results.publish(job)
         link = f"{settings().result_base_url}/{job['scene']}/{job_id}/{results.PAGE}"
         cost_usd = sum(float(result["cost_usd"]) for result in job["results"].values())
-        jobs.end_job(job_id, "SUCCEEDED", result_url=link, cost_usd=round(cost_usd, 6))
+        # From here on the job has succeeded, whatever becomes of this call (state FailUnlessDone).
+        if not jobs.end_job(job_id, "SUCCEEDED", result_url=link, cost_usd=round(cost_usd, 6)):
+            results.unpublish(job)  # it was aborted while it was published
     else:
         end_without_result(job_id, "FAILED", failures.parse(event["state"].get("error")))
     return tell_once(job_id)
 
 
-def execution_ended(event: EventBridgeEvent) -> dict[str, Any]:
+def execution_ended(event: dict[str, Any]) -> dict[str, Any]:
     """Aborted or timed out: no state could tell. Failed: the state NotifyFailure has told, unless it failed too."""
-    job_id, status = event.detail["name"], event.detail["status"]
+    job_id = event["name"]
     job = jobs.get_job(job_id)
     if job is None:
         logger.warning("execution without a job", extra={"job_id": job_id})
         return {"status": "unknown", "message": "none"}
+    # The event may be late: the execution may have been redriven since.
+    execution = describe(event["executionArn"]) or event
+    if execution["status"] == "RUNNING":
+        return {"status": "RUNNING", "message": "none"}
+    return conclude(job, execution)
+
+
+def conclude(job: dict[str, Any], execution: dict[str, Any]) -> dict[str, Any]:
+    """Bring the row of a job to the end that its execution has come to, and tell the user."""
+    status = execution["status"]
     if job["status"] != "SUCCEEDED":
-        reason = ENDED_FROM_OUTSIDE.get(status) or failure_of(job, event.detail)
-        end_without_result(job_id, "ABORTED" if status == "ABORTED" else "FAILED", reason)
-    return tell_once(job_id)
+        failed_before = job["status"] == "FAILED"  # the state RecordFailure was reached; the rest came too late
+        reason = None if failed_before else ENDED_FROM_OUTSIDE.get(status)
+        row_status = "ABORTED" if status == "ABORTED" and not failed_before else "FAILED"
+        end_without_result(job["job_id"], row_status, reason or failure_of(job, execution))
+    return tell_once(job["job_id"])
+
+
+def describe(execution_arn: str) -> dict[str, Any] | None:
+    """Step Functions' description; None when the execution is forgotten (after 90 days)."""
+    try:
+        return dict(aws.stepfunctions().describe_execution(executionArn=execution_arn))
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "ExecutionDoesNotExist":
+            return None
+        raise
+
+
+def sweep() -> dict[str, Any]:
+    """Look after every job that is not done with: its execution's last event may have been lost, or all its tries."""
+    done: dict[str, str] = {}
+    errors: list[str] = []
+    for job_id in jobs.open_job_ids():
+        try:
+            done[job_id] = look_after(job_id)
+        except (ClientError, BotoCoreError, failures.JobFailure) as error:
+            errors.append(f"{job_id}: {error}")
+    if errors:
+        raise RuntimeError(f"{len(errors)} jobs could not be looked after: {'; '.join(errors)[:2000]}")
+    return {"checked": done}
+
+
+def look_after(job_id: str) -> str:
+    """One job of the sweep; returns what was done, for the log."""
+    job = jobs.get_job(job_id)
+    if job is None:
+        return "gone"
+    age_s = aws.now() - aws.epoch_s(job["created_at"])
+    execution = describe(job["execution_arn"]) if "execution_arn" in job else None
+    if execution is None and age_s < START_LIMIT_S:
+        return "starting"
+    execution = execution or {"status": "FAILED", "error": "NOT_STARTED", "cause": "The job could not be started."}
+    if execution["status"] == "RUNNING":
+        return "running"
+    conclude(job, execution)
+    job = jobs.get_job(job_id) or job
+    if job["status"] != "SUCCEEDED":
+        if aws.now() - aws.epoch_s(job["ended_at"]) < CALL_LIMIT_S:
+            return "told"  # a call of its last state may still be publishing
+        results.unpublish(job)
+    jobs.close_job(job_id)
+    return "closed"
 
 
 def failure_of(job: dict[str, Any], execution: dict[str, Any]) -> Failure:
@@ -78,14 +143,20 @@ def failure_of(job: dict[str, Any], execution: dict[str, Any]) -> Failure:
 
 
 def end_without_result(job_id: str, status: str, reason: Failure) -> None:
-    """Stop the SageMaker job that is still billed, and write the status and the reason to the row."""
+    """Write the status and the reason to the row, stop the SageMaker job that is still billed, remove half results.
+
+    The job's task stays open: a call may be about to create the job just now, which the sweep then finds and stops.
+    """
+    jobs.end_job(job_id, status, reason)
     job = jobs.get_job(job_id) or {}
+    if job.get("status") == "SUCCEEDED":
+        return  # it had succeeded before it was aborted
     task = jobs.get_task(job.get("job_name", ""))
     if task and "open" in task:
         stopped = sagemaker_jobs.stop(task["stage"], job["job_name"])
-        jobs.close_task(job["job_name"], "STOPPED")
         logger.info("stopped the running stage", extra={"job_name": job["job_name"], "stopped": stopped})
-    jobs.end_job(job_id, status, reason)
+    if "bucket" in job:
+        results.unpublish(job)
 
 
 def tell_once(job_id: str) -> dict[str, Any]:
@@ -111,6 +182,8 @@ def tell_once(job_id: str) -> dict[str, Any]:
         jobs.release_message(job_id)
         raise
     jobs.mark_message_sent(job_id)
+    if job["status"] == "SUCCEEDED":
+        jobs.close_job(job_id)
     measure(job, report)
     announce(job)
     return {"status": job["status"], "message": channel}

@@ -13,6 +13,7 @@ import aws
 import layout
 from failures import failure
 
+DELETE_LIMIT = 1000  # DeleteObjects
 PAGE = "index.html"
 REPORT = "report.json"
 SCENE_FILE = "scene.ply"
@@ -62,6 +63,15 @@ def publish(job: dict[str, Any]) -> str:
             pass
     _copy(bucket, page, target + PAGE)
     return target + PAGE
+
+
+def unpublish(job: dict[str, Any]) -> None:
+    """Remove what a job that has not succeeded may have published; nobody must find half a result."""
+    bucket = job["bucket"]
+    keys = [item["Key"] for item in list_keys(bucket, layout.results_prefix(job["scene"], job["job_id"]))]
+    for at in range(0, len(keys), DELETE_LIMIT):
+        entries: list[Any] = [{"Key": key} for key in keys[at : at + DELETE_LIMIT]]
+        aws.s3().delete_objects(Bucket=bucket, Delete={"Objects": entries, "Quiet": True})
 
 
 def _copy(bucket: str, source: str, target: str) -> None:

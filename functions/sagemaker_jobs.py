@@ -30,6 +30,7 @@ TRY_AGAIN = {
     "InternalFailure": "SAGEMAKER_INTERNAL",
     "InternalServerError": "SAGEMAKER_INTERNAL",
 }
+CLOCK_SKEW_S = 60
 SAME_NAME = ("already exists", "must be unique", "already in use")
 
 
@@ -227,6 +228,12 @@ def describe(stage: str, name: str) -> Row | None:
         if _is_absent(error):
             return None
         raise
+
+
+def is_older(stage: str, name: str, than_s: float) -> bool:
+    """Whether the job of this name was created before ``than_s`` (seconds since 1970, a minute of clock skew off)."""
+    created = (describe(stage, name) or {}).get("CreationTime")
+    return created is not None and created.timestamp() < than_s - CLOCK_SKEW_S
 
 
 def stop(stage: str, name: str) -> bool:

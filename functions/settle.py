@@ -13,6 +13,7 @@ import jobs
 import layout
 from failures import JobFailure, failure
 from options import parse_options
+from service_errors import retried
 from settings import settings
 from telemetry import logger, tracer
 
@@ -25,6 +26,7 @@ WAIT_SHARE = 0.01
 
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler
+@retried
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Event: the execution's state. Answers {"complete": bool, "wait_s": whole seconds}."""
     job_id, scene = event["job_id"], event["scene"]

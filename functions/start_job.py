@@ -7,12 +7,15 @@ from typing import Any
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
+import aws
 import jobs
 import layout
 import sagemaker_jobs
 from failures import JobFailure, failure
+from service_errors import retried
 from settings import Stage, settings
 from telemetry import logger, metrics, tracer
+from tokens import is_awaited
 
 ATTEMPT_LIMIT = 100  # two digits fit into the job's name
 
@@ -20,45 +23,63 @@ ATTEMPT_LIMIT = 100  # two digits fit into the job's name
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler
 @metrics.log_metrics
+@retried
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Event: {"state", "stage", "attempt", "task_token", "execution_arn"}. Answers {"job_name", "created"}."""
     job_id, stage, token = event["state"]["job_id"], event["stage"], event["task_token"]
     job = jobs.get_job(job_id)
     if job is None:
         raise failure("INTERNAL_ERROR", f"The job table has no row of job {job_id}. This is a fault of Spaceport.")
-    name, attempt = reserve_name(job_id, stage, int(event["attempt"]), token)
-    try:
-        arguments = sagemaker_jobs.request(stage, job, name, settings())
-        stop_leftover(jobs.begin_stage(job_id, stage, name), name)
-        created = sagemaker_jobs.create(stage, arguments)
-    except JobFailure:
-        jobs.close_task(name, "REJECTED")
-        raise
-    metrics.add_metric("StagesStarted", MetricUnit.Count, 1)
-    logger.info("stage started", extra={"job_id": job_id, "stage": stage, "job_name": name, "attempt": attempt})
-    return {"job_name": name, "created": created}
-
-
-def reserve_name(job_id: str, stage: Stage, attempt: int, token: str) -> tuple[str, int]:
-    """Store the token under the name of the SageMaker job, before the job exists; returns (name, attempt).
-
-    The token tells starts apart: the same token means the same job, so a repeated call changes nothing. A redriven
-    execution counts
-    its retries from 0 again, with new tokens; it takes the next free number.
-    """
-    for number in range(attempt, ATTEMPT_LIMIT):
+    if job["status"] in jobs.ENDED and not is_awaited(token):
+        raise ended(job_id)
+    for number in range(int(event["attempt"]), ATTEMPT_LIMIT):
         name = layout.job_name(settings().job_prefix, job_id, stage, number)
-        if jobs.put_task(name, job_id, stage, number, token):
-            return name, number
+        # The token is stored before the job exists. The same token means the same start, so a repeated call changes
+        # nothing; another one is that of a redriven execution, which counts its retries from 0 again.
+        if not jobs.put_task(name, job_id, stage, number, token):
+            continue
+        created = start(job, stage, name, event["execution_arn"])
+        if created is None:
+            continue
+        metrics.add_metric("StagesStarted", MetricUnit.Count, 1)
+        logger.info("stage started", extra={"job_id": job_id, "stage": stage, "job_name": name, "attempt": number})
+        return {"job_name": name, "created": created}
     raise failure(
         "INTERNAL_ERROR", f"The {stage} stage was started {ATTEMPT_LIMIT} times. This is a fault of Spaceport."
     )
 
 
+def start(job: dict[str, Any], stage: Stage, name: str, execution_arn: str) -> bool | None:
+    """Create the SageMaker job; False when an earlier call with this token has, None when the name is a stranger's."""
+    try:
+        arguments = sagemaker_jobs.request(stage, job, name, settings())
+        before = jobs.begin_stage(job["job_id"], stage, name, execution_arn, job.get("ended_at", ""))
+        if before is None:
+            raise ended(job["job_id"])
+        stop_leftover(before, name)
+        created = sagemaker_jobs.create(stage, arguments)
+    except JobFailure:
+        jobs.close_task(name, "REJECTED")
+        raise
+    task = jobs.get_task(name)
+    if not created and task and sagemaker_jobs.is_older(stage, name, aws.epoch_s(task["created_at"])):
+        jobs.close_task(name, "REJECTED")
+        logger.warning("the name belongs to another job, the next one is taken", extra={"job_name": name})
+        return None
+    return created
+
+
+def ended(job_id: str) -> JobFailure:
+    """The execution was aborted or has timed out while this call was going on."""
+    return failure("EXECUTION_ENDED", f"The job {job_id} has ended; no stage is started for it")
+
+
 def stop_leftover(before: str, name: str) -> None:
-    """An earlier attempt that nobody waits for any more must not go on being billed."""
+    """An earlier attempt that nobody waits for any more must not go on being billed.
+
+    Its task stays open: the call that belongs to it may still be about to create the job, which the sweep then finds.
+    """
     task = jobs.get_task(before) if before and before != name else None
     if task and "open" in task:
         stopped = sagemaker_jobs.stop(task["stage"], before)
-        jobs.close_task(before, "REPLACED")
         logger.warning("stopped an earlier attempt", extra={"job_name": before, "stopped": stopped})

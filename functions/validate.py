@@ -17,6 +17,7 @@ import prices
 from failures import JobFailure, failure
 from options import JobOptions, find_email, parse_options
 from results import list_keys
+from service_errors import retried
 from settings import STAGES, settings
 from telemetry import logger, metrics, tracer
 
@@ -24,6 +25,7 @@ from telemetry import logger, metrics, tracer
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler
 @metrics.log_metrics
+@retried
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Event: the execution's state.
 
@@ -83,7 +85,9 @@ def check_photos(job_id: str, bucket: str, scene: str) -> tuple[int, int]:
                 "UNSUPPORTED_INPUT",
                 "The upload holds a zip archive or a video, which cannot be processed yet, and no photos",
             )
-        raise failure("NO_PHOTOS", f"None of the {len(objects)} uploaded files is a readable photo{example(found)}")
+        if not found.rejected:
+            raise failure("NO_PHOTOS", "The upload holds no photos")
+        raise failure("NO_PHOTOS", f"None of the {len(found.rejected)} files is a readable photo{example(found)}")
     if len(found.accepted) < settings().min_photos:
         counts = f"{len(found.accepted)} of the uploaded files are readable photos; {settings().min_photos} are needed"
         raise failure("TOO_FEW_PHOTOS", f"Only {counts}{example(found)}")

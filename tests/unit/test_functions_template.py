@@ -24,6 +24,7 @@ HANDLERS = {
 }
 ASL = json.loads((ROOT / "statemachine/pipeline.asl.json").read_text())  # valid JSON before substitution
 STATES = ASL["States"]
+HANDLERS_OF_ERRORS = ("FailUnlessDone", "RecordFailure", "NotifyFailure")
 
 
 def machine_substitutions():
@@ -71,8 +72,8 @@ def test_sam_transforms_the_template(monkeypatch):
     resources = translator.translate(template, parameters)["Resources"]
     kinds = [resource["Type"] for resource in resources.values()]
     assert kinds.count("AWS::Lambda::Function") == 6
-    assert kinds.count("AWS::Events::Rule") == 5
-    assert kinds.count("AWS::Lambda::Permission") == 5
+    assert kinds.count("AWS::Events::Rule") == 6
+    assert kinds.count("AWS::Lambda::Permission") == 6
     assert kinds.count("AWS::StepFunctions::StateMachine") == 1
     roles = {
         r["Properties"]["Role"]["Fn::GetAtt"][0] for r in resources.values() if r["Type"] == "AWS::Lambda::Function"
@@ -147,7 +148,9 @@ def test_names_of_resources_are_written_in_the_template_alone():
     template = load_template()
     logical = [name for name in template["Resources"] if name not in ("Bucket", "StateMachine")]
     values = [str(p["Default"]) for name, p in template["Parameters"].items() if p["Type"] == "String" and p["Default"]]
-    values = [value for value in values if value.startswith("ml.") is False and value not in ("true", "false", "spaceport")]
+    values = [
+        value for value in values if value.startswith("ml.") is False and value not in ("true", "false", "spaceport")
+    ]
     own_variables = [v for v in environment("IngestFunction") if not v.startswith("POWERTOOLS_")]
     sources = [*FUNCTIONS.glob("*.py"), *(ROOT / "spaceport").rglob("*.py"), ROOT / "statemachine/pipeline.asl.json"]
     for file in sources:
@@ -267,10 +270,12 @@ def test_every_task_has_a_limit_a_catch_and_comes_to_a_true_end():
         if state["Type"] != "Task":
             continue
         assert state["TimeoutSeconds"] > 0, name
-        (catch,) = state["Catch"]
+        *before, catch = state["Catch"]
+        # Only the state that looks whether the job has succeeded all the same has another way out.
+        assert [c["Next"] for c in before] == (["Succeeded"] if name == "FailUnlessDone" else []), name
         assert catch["ErrorEquals"] == ["States.ALL"], name
         # The handlers of an error keep the error they handle; everything else writes it.
-        assert catch["ResultPath"] == (None if name in ("RecordFailure", "NotifyFailure") else "$.error"), name
+        assert catch["ResultPath"] == (None if name in HANDLERS_OF_ERRORS else "$.error"), name
         if ".waitForTaskToken" in state["Resource"]:
             assert state["HeartbeatSeconds"] >= 2 * 300, "the sweep comes every five minutes"
     assert STATES["Failed"]["Type"] == "Fail"

@@ -25,6 +25,8 @@ TRANSIENT_ERRORS = frozenset(
         "Lambda.SdkClientException",
         "Lambda.TooManyRequestsException",
         "Lambda.Unknown",  # the environment died without a word; the handlers may be called again
+        "Sandbox.Timedout",  # the same, with its reason: the function's time was up
+        "Runtime.ExitError",  # the same: the process ended
         "DynamoDB.InternalServerErrorException",
         "DynamoDB.ProvisionedThroughputExceededException",
         "DynamoDB.RequestLimitExceededException",
@@ -69,7 +71,13 @@ MACHINES: dict[str, Assumptions] = {
             "Notify": 4 * KIB,
             "NotifyFailure": 4 * KIB,
         },
+        recovers={
+            "Notify": "Its row may say SUCCEEDED already, when only the answer was lost; FailUnlessDone looks.",
+            "FailUnlessDone": "Its conditional write says that the row has said SUCCEEDED before the error.",
+        },
         retries={
+            ("FailUnlessDone", "DynamoDB.ConditionalCheckFailedException"): "MaxAttempts 0: it is not retried.",
+            ("FailUnlessDone", "States.ALL"): "As RecordFailure.",
             ("RecordFailure", "States.ALL"): "One idempotent write of one row, and the last word on the job: "
             "four attempts in 30 s cost less than telling permanent errors of DynamoDB from passing ones."
         },

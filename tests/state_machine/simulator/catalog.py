@@ -1,4 +1,4 @@
-"""The faults: where each can strike, and the plan that makes it strike there. One source for the table and the seeds."""
+"""The faults: where each can strike, and the plan that makes it strike there. For table and seeds."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Parts:
     deliveries: dict[tuple[str, int], Delivery] = field(default_factory=dict)
     lost_sweeps: tuple[float, float] = (0, 0)
     timeout_s: int | None = None
+    possible: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def plan_of(state: str, *parts: Parts) -> Plan:
             deliveries={**plan.deliveries, **part.deliveries},
             lost_sweeps=part.lost_sweeps if part.lost_sweeps[1] else plan.lost_sweeps,
             timeout_s=part.timeout_s or plan.timeout_s,
+            possible=plan.possible + part.possible,
         )
     return plan
 
@@ -147,7 +149,8 @@ MALFORMED: tuple[Any, ...] = (
 def _malformed(state: str) -> Iterator[Parts]:
     fatal = "INTERNAL_ERROR" if state in ("Settle", "Validate") else ""
     for value in MALFORMED:
-        yield Parts((Fault(_where(state), "answer", value=value, code=fatal),))
+        waits = state == "Settle" and value == {"complete": False, "wait_s": 0.5}  # is rounded
+        yield Parts((Fault(_where(state), "answer", value=value, code="" if waits else fatal),))
 
 
 def _too_large(state: str) -> Iterator[Parts]:
@@ -204,6 +207,11 @@ def _service_failed(reason: str, code: str, count: int = 1) -> Callable[[str], I
     return parts
 
 
+def _no_files(state: str) -> Iterator[Parts]:
+    """The stage program promises its files by exit status 0; what SfM promised is read by the program of Train."""
+    yield Parts(fates={(STAGE_OF[state], 0): Fate(files=False, code="" if state == "SfM" else "OUTPUT_MISSING")})
+
+
 def _max_runtime(state: str) -> Iterator[Parts]:
     limit_s = {"sfm": 14400, "train": 14400, "compress": 3600}[STAGE_OF[state]]
     more = {"SecondaryStatus": "MaxRuntimeExceeded"} if state == "Train" else {}
@@ -212,14 +220,16 @@ def _max_runtime(state: str) -> Iterator[Parts]:
 
 def _token(kind: str, code: str, **values: Any) -> Callable[[str], Iterator[Parts]]:
     def parts(state: str) -> Iterator[Parts]:
-        yield Parts(acts=(Act(state, kind, 200, values=values, code=code),))
+        # Nonsense is not read before somebody needs the stage's files; after Compress that is Notify.
+        late = kind == "send_success" and state == "Compress"
+        yield Parts(acts=(Act(state, kind, 200, values=values, code="OUTPUT_MISSING" if late else code),))
 
     return parts
 
 
 def _no_sweeps(state: str) -> Iterator[Parts]:
     fate = Fate(5 * 3600, code="")
-    yield Parts(fates={(STAGE_OF[state], 0): fate}, lost_sweeps=(0, 6 * 3600))
+    yield Parts(fates={(STAGE_OF[state], 0): fate}, lost_sweeps=(0, 6 * 3600), possible=("STAGE_LOST",))
 
 
 def _refused(code: str, message: str, fatal: str, count: int) -> Callable[[str], Iterator[Parts]]:
@@ -282,7 +292,14 @@ def _aborted_unnoticed(state: str) -> Iterator[Parts]:
 
 
 TIMES_S = {"Settle": 10, "UploadComplete?": 1, "QuietPeriod": 30, "Validate": 70, "StartAt?": 60, "SfM": 300}
-TIMES_S |= {"Train": 900, "Compress": 1500, "Notify": 1870, "MalformedAnswer": 60, "RecordFailure": 670}
+TIMES_S |= {
+    "WholeSeconds": 1,
+    "Train": 900,
+    "Compress": 1500,
+    "Notify": 1870,
+    "MalformedAnswer": 60,
+    "RecordFailure": 670,
+}
 TIMES_S |= {"NotifyFailure": 670, "FailUnlessDone": 1870}
 
 
@@ -301,7 +318,9 @@ def _notifier(count: int) -> Callable[[str], Iterator[Parts]]:
 
     def parts(state: str) -> Iterator[Parts]:
         cause = way_to_fail(state)
-        calls = [Fault(where, "crash", at=3, count=count) for where in ("NotifyFailure", EVENT_CALLS["execution ended"])]
+        calls = [
+            Fault(where, "crash", at=3, count=count) for where in ("NotifyFailure", EVENT_CALLS["execution ended"])
+        ]
         yield Parts(cause.faults + tuple(calls), cause.fates, cause.acts)
 
     return parts
@@ -314,8 +333,8 @@ def way_to_fail(state: str) -> Parts:
         return Parts((Fault(state, "error", "KeyError", count=1, code="INTERNAL_ERROR"),))
     if state == "Notify":
         return Parts(fates={("compress", 0): Fate(files=False, code="OUTPUT_MISSING")})
-    if state in ("UploadComplete?", "QuietPeriod"):
-        return Parts((Fault("Settle", "answer", value={"wait_s": 0.5} if state[0] == "Q" else {}, code="INTERNAL_ERROR"),))
+    if state in ("UploadComplete?", "WholeSeconds", "QuietPeriod"):
+        return Parts((Fault("Settle", "answer", value={}, code="INTERNAL_ERROR"),))
     if state == "StartAt?":
         return Parts((Fault("Validate", "answer", value={}, code="INTERNAL_ERROR"),))
     return Parts()
@@ -342,7 +361,8 @@ CATALOG: tuple[Kind, ...] = (
     Kind("Lambda.Unknown once", _error("Lambda.Unknown", 1), _calls_function),
     Kind("Runtime.ExitError once", _error("Runtime.ExitError", 1), _calls_function),
     Kind("unexpected exception once", _error("KeyError", 1, "INTERNAL_ERROR"), _calls_function),
-    Kind("Lambda.ServiceException always", _error("Lambda.ServiceException", ALWAYS, "INTERNAL_ERROR"), _calls_function),
+    Kind("Lambda.ServiceException always",
+         _error("Lambda.ServiceException", ALWAYS, "INTERNAL_ERROR"), _calls_function),
     Kind("throttled once", _error("Lambda.TooManyRequestsException", 1), _calls_function),
     Kind("throttled always", _error("Lambda.TooManyRequestsException", ALWAYS, "NO_CAPACITY"), _calls_function),
     Kind("cut off before each of its calls", _crashes(False, "Sandbox.Timedout"), _calls_function),
@@ -356,7 +376,8 @@ CATALOG: tuple[Kind, ...] = (
     Kind("answer of 300 KiB", _too_large, _answer_is_read, alone=True),
     Kind("DynamoDB refuses once", _direct_error("DynamoDB.InternalServerErrorException", 1), _is_direct),
     Kind("DynamoDB refuses always", _direct_error("DynamoDB.InternalServerErrorException", ALWAYS), _is_direct),
-    Kind("SendTaskFailure with JSON", _token("send_failure", "NOT_ENOUGH_LIGHT", error="X", cause=JSON_CAUSE), _is_stage),
+    Kind("SendTaskFailure with JSON",
+         _token("send_failure", "NOT_ENOUGH_LIGHT", error="X", cause=JSON_CAUSE), _is_stage),
     Kind("SendTaskFailure with text", _token("send_failure", "INTERNAL_ERROR", error="Oops", cause="broke"), _is_stage),
     Kind("SendTaskFailure with nothing", _token("send_failure", "INTERNAL_ERROR"), _is_stage),
     Kind("SendTaskFailure with 32 KiB",
@@ -368,14 +389,14 @@ CATALOG: tuple[Kind, ...] = (
     Kind("job Failed with 'exit code: 137'", _failed("exit code: 137", "OUT_OF_MEMORY"), _is_stage),
     Kind("InternalServerError once", _service_failed("InternalServerError: try again", ""), _is_stage),
     Kind("InternalServerError always",
-         _service_failed("InternalServerError: try again", "SAGEMAKER_INTERNAL", 5), _is_stage),
+         _service_failed("InternalServerError: try again", "SAGEMAKER_INTERNAL", 14), _is_stage),
     Kind("CapacityError once", _service_failed("CapacityError: no machine", ""), _is_stage),
     Kind("job Stopped by hand", _fate(Fate(300, "Stopped", code="STAGE_STOPPED")), _is_stage),
     Kind("job at its maximum run time", _max_runtime, _is_stage),
     Kind("spot interrupted, then resumed", _fate(Fate(1200, interrupted_s=400)), _is_training),
-    Kind("job Completed without its files", _fate(Fate(files=False)), _is_stage),
+    Kind("job Completed without its files", _no_files, _is_stage),
     Kind("create: quota once", _refused("ResourceLimitExceeded", "limit", "", 1), _is_stage),
-    Kind("create: quota always", _refused("ResourceLimitExceeded", "limit", "QUOTA_EXCEEDED", 5), _is_stage),
+    Kind("create: quota always", _refused("ResourceLimitExceeded", "limit", "QUOTA_EXCEEDED", 14), _is_stage),
     Kind("create: throttled once", _refused("ThrottlingException", "slow down", "", 1), _is_stage),
     Kind("create: invalid", _refused("ValidationException", "no such role", "SAGEMAKER_REJECTED", 1), _is_stage),
     Kind("create: name in use by a stranger", _fate(Fate(name_taken=True)), _is_stage),

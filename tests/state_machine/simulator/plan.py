@@ -89,3 +89,4 @@ class Plan:
     deliveries: dict[tuple[str, int], Delivery] = field(default_factory=dict)
     lost_sweeps: tuple[float, float] = (0, 0)
     timeout_s: int | None = None
+    possible: tuple[str, ...] = ()  # codes that may come of it, or not

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tests.state_machine.simulator import invariants
 from tests.state_machine.simulator.catalog import CATALOG, EVENT_CALLS, Kind, plan_of

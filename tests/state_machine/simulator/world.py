@@ -6,7 +6,7 @@ import contextlib
 import io
 import itertools
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from spaceport.journal import MemoryJournal
 from spaceport.stepfunctions import ApiError, StepFunctions
 from tests.state_machine.simulator import fakes
 from tests.state_machine.simulator.code import Code, with_timeout
-from tests.state_machine.simulator.plan import STAGE_OF, Act, Delivery, Fate, Fault, Plan
+from tests.state_machine.simulator.plan import Act, Delivery, Fate, Fault, Plan
 
 START = datetime(2026, 11, 12, 9, 0, tzinfo=UTC)
 SCENE = "house"
@@ -88,9 +88,7 @@ class World:
         self.s3 = fakes.FakeS3(self.gate, self._object_created)
         self.messages = fakes.FakeMessages(self.gate, lambda entry: None)
         self.states = fakes.FakeStates(self.gate, self.engine)
-        self.sagemaker = fakes.FakeSageMaker(
-            self.gate, self.now, self._refusal, self._job_created, self._job_changed
-        )
+        self.sagemaker = fakes.FakeSageMaker(self.gate, self.now, self._refusal, self._job_created, self._job_changed)
         self.calls: list[Call] = []
         self.counts: Counter[str] = Counter()
         self.visits: Counter[tuple[str, str]] = Counter()
@@ -98,17 +96,19 @@ class World:
         self.causes: list[str] = []  # codes of fatal things that have struck
         self.violations: list[str] = []
         self.dropped: list[str] = []
-        self.may_survive = False  # something struck that may or may not be fatal
+        self.causes += plan.possible
+        self.may_survive = bool(plan.possible)  # something struck that may or may not be fatal
         self.struck = 0
         self.unmarked_sends = 0  # calls that ended between sending the message and marking it
         self.ended: dict[str, tuple[float, str]] = {}  # execution: (time, status)
+        self.errors: dict[str, str] = {}
         self.aborted: set[str] = set()
         self.published: list[str] = []
         self.pending = 0
         self._ulids = itertools.count(1)
         self._idle = 0
         self._names_taken: set[str] = set()
-        self._job_starts: dict[str, int] = defaultdict(int)
+        self.current: dict[str, str] = {}  # state of each job's execution
         code.seam(
             now=self.now,
             new_ulid=lambda: f"01KD8E7J9Q3M5V8X2Z{next(self._ulids):08d}",
@@ -164,9 +164,10 @@ class World:
     def entered(self, execution: str, state: str) -> None:
         visit = self.visits[execution, state]
         self.visits[execution, state] += 1
+        self.current[execution.rpartition(":")[2]] = state
         self.note(f"state {state}")
         for act in self.plan.acts:
-            if (act.state, act.visit) == (state, visit):
+            if (act.state, act.visit) == (state, visit) and execution == self.started()[-1]:  # the first one
                 self.clock.call_later(act.delay_s, lambda act=act: self._act(act, execution))  # type: ignore[misc]
 
     def _act(self, act: Act, execution: str) -> None:
@@ -248,6 +249,7 @@ class World:
     def _status_changed(self, detail: dict[str, Any]) -> None:
         if detail["status"] != "RUNNING":
             self.ended[detail["executionArn"]] = (self.now(), detail["status"])
+            self.errors[detail["executionArn"]] = str(detail.get("error") or "")
             self.note(f"execution {detail['status']} {detail.get('error')}: {str(detail.get('cause'))[:200]}")
             if detail["status"] == "TIMED_OUT":
                 self.struck += 1
@@ -275,8 +277,11 @@ class World:
                 if pattern is None:
                     self._deliver(function, name, event)
         quiet = not self.pending and not self.calls and self.clock.next_due() is None
-        self._idle = self._idle + 1 if quiet else 0
-        if self._idle < 3:
+        lost = lost_from <= self.elapsed() < lost_to
+        self._idle = self._idle + 1 if quiet and not lost else 0
+        # A job is closed when no call of its last state can be running any more, a quarter of an hour after its end.
+        is_open = any("open" in row for row in self.table.rows.values())
+        if self._idle < (9 if is_open else 3):
             self.clock.call_later(SWEEP_S, self._sweep)
 
     # ---- functions
@@ -357,14 +362,12 @@ class World:
 
     def invoke(self, resource: str, payload: Any, on_done: Callable[[TaskResult], None], timeout_s: float) -> None:
         """The interpreter's Tasks protocol."""
-        state = self._state()
+        state = self._state(payload)
         if resource.startswith("arn:aws:states:::dynamodb:"):
             self._record_failure(state, payload, on_done)
             return
         callback = resource == "arn:aws:states:::lambda:invoke"
         function = payload["FunctionName"] if callback else resource
-        if state in STAGE_OF:
-            self._job_starts[payload["Payload"]["task_token"]] += 1
         answer = self.call(function, state, payload["Payload"] if callback else payload)
         fault = self._last_fault(state)
         if fault is not None and fault.kind == "silence":
@@ -374,9 +377,11 @@ class World:
         else:
             on_done(TaskOk(wrap_lambda_result(answer["payload"]) if callback else answer["payload"]))
 
-    def _state(self) -> str:
-        """The state whose task is being started: the last one that was entered."""
-        return next(line.split(" state ")[1] for line in reversed(self.log) if " state " in line)
+    def _state(self, payload: Any) -> str:
+        """The state whose task is being started, by the job that its payload is about."""
+        data = payload.get("Payload", payload)
+        job_id = data["Key"]["pk"]["S"][4:] if "Key" in data else data.get("job_id") or data["state"]["job_id"]
+        return self.current[job_id]
 
     def _last_fault(self, state: str) -> Fault | None:
         number = self.counts[state] - 1
