@@ -15,7 +15,7 @@ REQUIREMENTS = Path(__file__).parent / "requirements"
 
 
 class ToolMissing(Exception):
-    """A tool could not be installed; the text is the end of pip's or uv's output."""
+    """A tool could not be installed; the text is the end of the output of pip or uv."""
 
 
 def tool(name: str, program: str) -> Path:
@@ -25,12 +25,13 @@ def tool(name: str, program: str) -> Path:
     stamp, wanted = folder / "requirements.sha256", hashlib.sha256(requirements.read_bytes()).hexdigest()
     if not stamp.is_file() or stamp.read_text() != wanted:
         uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-        if uv is None:
-            raise ToolMissing("uv is not installed: `make install-dev` installs it")
-        if not (folder / "bin" / "python").exists():
-            _run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)])
         python = str(folder / "bin" / "python")
-        _run([uv, "pip", "sync", "--quiet", "--python", python, str(requirements)])
+        if uv is None:
+            _run([sys.executable, "-m", "venv", "--clear", str(folder)])
+            _run([python, "-m", "pip", "install", "--quiet", "--no-deps", "-r", str(requirements)])
+        else:
+            _run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)])
+            _run([uv, "pip", "sync", "--quiet", "--python", python, str(requirements)])
         stamp.write_text(wanted)
     return folder / "bin" / program
 

@@ -1,0 +1,201 @@
+"""Roles of the functions in the transformed template, and what the recorded calls need of them."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from spaceport.intrinsics import Resolver
+from spaceport.template import parameter_values, read_template, transform
+from tests.deploy.environments import ROOT
+
+REGION, ACCOUNT = "us-east-1", "123456789012"
+FUNCTIONS = {
+    "ingest": "IngestFunction",
+    "settle": "SettleFunction",
+    "validate": "ValidateFunction",
+    "start_job": "StartJobFunction",
+    "check_status": "CheckStatusFunction",
+    "notify": "NotifyFunction",
+}
+# Granted, though no test calls it: why it must be there.
+UNCALLED = {
+    ("SettleFunction", "s3:ListBucket"): "without it a job.json that is missing answers 403 instead of 404",
+    (
+        "NotifyFunction",
+        "ses:SendEmail",
+    ): "the service reference names it for SendEmail; raw mails are checked as SendRawEmail",
+    ("StartJobFunction", "sagemaker:StopTrainingJob"): "same line of code as StopProcessingJob, chosen by the stage",
+    ("StartJobFunction", "sagemaker:DescribeTrainingJob"): "same line as DescribeProcessingJob, chosen by the stage",
+    ("CheckStatusFunction", "sagemaker:StopTrainingJob"): "same line of code as StopProcessingJob, chosen by the stage",
+}
+# Used by AWS in the name of the role, never by our code.
+BY_LAMBDA = {"sqs:SendMessage": "Lambda itself puts events that failed for good into the dead-letter queue"}
+SERVICES = {"stepfunctions": "states", "table": "dynamodb"}
+SAME_ACTION = {
+    "s3:ListObjectsV2": "s3:ListBucket",
+    "s3:HeadObject": "s3:GetObject",
+    "sesv2:SendEmail": "ses:SendRawEmail",
+}
+
+
+@dataclass(frozen=True)
+class Grant:
+    """One action on one resource of one function's role. ``sid`` names the statement."""
+
+    function: str
+    sid: str
+    action: str
+    resource: str
+
+    def covers(self, action: str, resource: str) -> bool:
+        return self.action == action and fnmatch.fnmatchcase(resource, self.resource)
+
+
+@dataclass(frozen=True)
+class Need:
+    """One action on one resource that a call of a handler needs, and a test in which it happened."""
+
+    function: str
+    action: str
+    resource: str
+    test: str
+
+
+def resolver() -> Resolver:
+    document = read_template(ROOT / "template.yaml")
+    values = parameter_values(document, {"SenderEmail": "spaceport@example.com"})
+    return Resolver(transform(document, values, ROOT, REGION), values, "spaceport", REGION, ACCOUNT)
+
+
+def grants(names: Resolver) -> list[Grant]:
+    """Everything that the inline policies of the functions' roles allow."""
+    found = []
+    for function in FUNCTIONS.values():
+        for policy in names.properties(f"{function}Role").get("Policies", []):
+            for statement in policy["PolicyDocument"]["Statement"]:
+                assert statement["Effect"] == "Allow"
+                for action in as_list(statement["Action"]):
+                    for resource in as_list(statement["Resource"]):
+                        if fits(action, resource):
+                            found.append(Grant(function, statement.get("Sid", "added by SAM"), action, resource))
+    return found
+
+
+def fits(action: str, resource: str) -> bool:
+    """Whether IAM can match the two: actions on training jobs know no processing jobs, and the other way round."""
+    kinds = {"TrainingJob": "training-job/", "ProcessingJob": "processing-job/"}
+    return all(kind not in action or part in resource for kind, part in kinds.items())
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def needs(names: Resolver, calls: list[list[Any]]) -> set[Need]:
+    """What the recorded calls need, with resources of the stack in the place of those of the tests."""
+    return {
+        Need(FUNCTIONS[handler], action, resource, test)
+        for handler, service, operation, parameters, error, test in calls
+        for action, resource in of_call(names, service, operation, parameters, error)
+    }
+
+
+def of_call(
+    names: Resolver, service: str, operation: str, parameters: dict[str, Any], error: str
+) -> list[tuple[str, str]]:
+    """(action, resource ARN) pairs of one call. KeyError for a service that is not known here."""
+    prefix = SERVICES.get(service, service)
+    action = SAME_ACTION.get(f"{service}:{operation}", f"{prefix}:{operation}")
+    bucket = names.arn("Bucket", "iam")
+    if service == "s3":
+        if operation == "ListObjectsV2":
+            return [(action, bucket)]
+        pairs = [(action, f"{bucket}/{parameters['Key']}")]
+        if operation == "CopyObject":
+            source = parameters["CopySource"]
+            key = source["Key"] if isinstance(source, dict) else source.partition("/")[2]
+            pairs = [("s3:GetObject", f"{bucket}/{key}"), ("s3:PutObject", f"{bucket}/{parameters['Key']}")]
+        missing = error in ("NoSuchKey", "404")  # S3 says so only to those who may list
+        return pairs + ([("s3:ListBucket", bucket)] if missing else [])
+    if service == "sagemaker":
+        return of_sagemaker(names, operation, parameters, action)
+    resource = {
+        "dynamodb": names.arn("JobTable", "iam")
+        + (f"/index/{parameters['IndexName']}" if "IndexName" in parameters else ""),
+        "stepfunctions": names.arn("StateMachine", "iam"),
+        "sns": names.arn("MessageTopic", "iam"),
+        "sesv2": f"arn:aws:ses:{REGION}:{ACCOUNT}:identity/{parameters.get('FromEmailAddress')}",
+        "events": f"arn:aws:events:{REGION}:{ACCOUNT}:event-bus/default",
+    }[service]
+    if operation == "DescribeExecution":
+        resource = f"{resource.replace(':stateMachine:', ':execution:')}:a-job"
+    return [(action, resource)]
+
+
+def of_sagemaker(names: Resolver, operation: str, parameters: dict[str, Any], action: str) -> list[tuple[str, str]]:
+    kind = "training" if "Training" in operation else "processing"
+    name = parameters[f"{kind.capitalize()}JobName"]
+    job = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:{kind}-job/{name}"
+    pairs = [(action, job)]
+    if parameters.get("Tags"):
+        pairs.append(("sagemaker:AddTags", job))
+    if "RoleArn" in parameters:
+        stage = str(parameters["RoleArn"]).rpartition("/")[2]
+        pairs.append(("iam:PassRole", names.arn(f"{stage.capitalize()}Role", "iam")))
+    return pairs
+
+
+def missing(granted: list[Grant], needed: set[Need]) -> list[Need]:
+    """What a handler does and its role does not allow: it would fail in AWS."""
+    return sorted(
+        (
+            need
+            for need in needed
+            if not any(g.function == need.function and g.covers(need.action, need.resource) for g in granted)
+        ),
+        key=lambda need: (need.function, need.action, need.resource),
+    )
+
+
+def uses(granted: list[Grant], needed: set[Need]) -> dict[Grant, list[str]]:
+    """Tests in which each grant was used, sorted."""
+    tests: dict[Grant, set[str]] = {grant: set() for grant in granted}
+    by_function = defaultdict(list)
+    for need in needed:
+        by_function[need.function].append(need)
+    for grant in granted:
+        tests[grant] |= {n.test for n in by_function[grant.function] if grant.covers(n.action, n.resource)}
+    return {grant: sorted(found) for grant, found in tests.items()}
+
+
+def why_uncalled(grant: Grant) -> str | None:
+    return UNCALLED.get((grant.function, grant.action)) or BY_LAMBDA.get(grant.action)
+
+
+def page(used: dict[Grant, list[str]], names: Resolver) -> str:
+    """docs/iam.md."""
+    lines = [
+        "# What each function may do, and the test in which it does it",
+        "",
+        "Generated by `make iam` from template.yaml (after AWS's own transform) and the calls that the handlers make",
+        "in the function tests. `tests/deploy/test_deploy_iam.py` fails when a handler calls what its role does not allow,",
+        "when a role allows what no test calls (other than what is explained here), and when this page is not current.",
+        "",
+        "Every function may also write its log and its trace (the managed policies AWSLambdaBasicExecutionRole and",
+        "AWSXRayDaemonWriteAccess, which SAM attaches). Roles of the stages: [security](security.md).",
+        "",
+        "| function | action | resource | used in, or why it is granted |",
+        "|---|---|---|---|",
+    ]
+    for grant, tests in sorted(used.items(), key=lambda item: (item[0].function, item[0].action, item[0].resource)):
+        evidence = f"`{tests[0]}`" if tests else f"({why_uncalled(grant) or 'NOT USED'})"
+        lines.append(f"| {grant.function} | `{grant.action}` | `{short(grant.resource)}` | {evidence} |")
+    return "\n".join(lines) + "\n"
+
+
+def short(arn: str) -> str:
+    """An ARN without what differs between accounts."""
+    return arn.replace(f":{REGION}:{ACCOUNT}:", ":").replace(f"-{ACCOUNT}", "").removeprefix("arn:aws:")

@@ -1,0 +1,121 @@
+"""A pytest plugin that writes down every AWS call of the handlers: `pytest -p tests.deploy.iam_recorder …`.
+
+Calls are taken where botocore makes them, and, for the stand-ins that tests put into functions/aws.py, where a handler
+calls those. The result, at $SPACEPORT_IAM_CALLS: [[handler, service, operation, parameters, error code, test], …].
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3.resources.base
+import botocore.client
+import pytest
+from botocore.exceptions import ClientError
+
+import aws
+
+HANDLERS = ("ingest", "settle", "validate", "start_job", "check_status", "notify")
+CLIENTS = ("s3", "sagemaker", "stepfunctions", "sns", "sesv2", "events", "table")
+KEPT_PARAMETERS = (
+    *("Bucket", "Key", "Prefix", "CopySource", "TableName", "IndexName", "RoleArn", "TopicArn", "TrainingJobName"),
+    *("ProcessingJobName", "stateMachineArn", "Tags", "FromEmailAddress", "Entries"),
+)
+calls: dict[str, list[Any]] = {}
+now: dict[str, str] = {"handler": "", "test": ""}
+make_api_call = botocore.client.BaseClient._make_api_call
+
+
+def record(service: str, operation: str, parameters: dict[str, Any], error: str = "") -> None:
+    if not now["handler"]:
+        return
+    kept = {name: parameters[name] for name in KEPT_PARAMETERS if name in parameters}
+    if "Entries" in kept:
+        kept["Entries"] = sorted({entry["Source"] for entry in kept["Entries"]})
+    if "Tags" in kept:
+        kept["Tags"] = bool(kept["Tags"])
+    entry = [now["handler"], service, operation, kept, error]
+    key = json.dumps(entry, sort_keys=True, default=str)
+    if key not in calls or now["test"] < calls[key][-1]:
+        calls[key] = [*entry, now["test"]]
+
+
+def recorded_api_call(client: Any, operation: str, parameters: dict[str, Any]) -> Any:
+    service = client.meta.service_model.service_name
+    try:
+        answer = make_api_call(client, operation, parameters)
+    except ClientError as error:
+        record(service, operation, parameters, error.response["Error"]["Code"])
+        raise
+    record(service, operation, parameters)
+    return answer
+
+
+class StandIn:
+    """What a test has put in the place of a client; its calls are recorded by the name of the client."""
+
+    def __init__(self, service: str, target: Any) -> None:
+        self._service, self._target = service, target
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._target, name)
+        if not callable(value):
+            return value
+
+        def call(*arguments: Any, **parameters: Any) -> Any:
+            operation = "".join(part.capitalize() for part in name.split("_"))
+            record(self._service, operation, parameters)
+            return value(*arguments, **parameters)
+
+        return call
+
+
+def watched(name: str, maker: Callable[..., Any]) -> Callable[..., Any]:
+    def made(*arguments: Any) -> Any:
+        client = maker(*arguments)
+        real = isinstance(client, botocore.client.BaseClient | boto3.resources.base.ServiceResource)
+        return client if real else StandIn(name, client)
+
+    return made
+
+
+def watched_handler(name: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(handler)
+    def call(event: Any, context: Any) -> Any:
+        if now["handler"]:  # a handler inside a handler: the one outside has the role
+            return handler(event, context)
+        makers = {client: getattr(aws, client) for client in CLIENTS}
+        wrapped = {client: watched(client, maker) for client, maker in makers.items()}
+        for client, maker in wrapped.items():
+            setattr(aws, client, maker)
+        now["handler"] = name
+        try:
+            return handler(event, context)
+        finally:
+            now["handler"] = ""
+            for client, maker in makers.items():
+                if getattr(aws, client) is wrapped[client]:  # a test may have replaced it meanwhile
+                    setattr(aws, client, maker)
+
+    return call
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    for name in HANDLERS:
+        module = importlib.import_module(name)
+        module.handler = watched_handler(name, module.handler)  # type: ignore[attr-defined]
+    botocore.client.BaseClient._make_api_call = recorded_api_call  # type: ignore[method-assign]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    now["test"] = f"{item.path.stem}::{item.name.partition('[')[0]}"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    Path(os.environ["SPACEPORT_IAM_CALLS"]).write_text(json.dumps(list(calls.values()), default=str))

@@ -1,0 +1,121 @@
+"""Roles against recorded calls: nothing missing, nothing granted that is never used, docs/iam.md current.
+
+Set SPACEPORT_WRITE_DOCS=1 (`make iam`) to write the page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.deploy import iam
+from tests.deploy.environments import BUILD, ROOT, clean_environment
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+PAGE = ROOT / "docs" / "iam.md"
+NOT_CALLING = ("template", "text")  # tests of functions that call no handler
+
+
+@pytest.fixture(scope="module")
+def names():
+    return iam.resolver()
+
+
+@pytest.fixture(scope="module")
+def granted(names):
+    return iam.grants(names)
+
+
+@pytest.fixture(scope="module")
+def needed(names):
+    """The function tests, run once more with every AWS call of the handlers recorded."""
+    suites = sorted((ROOT / "tests/unit").glob("test_functions_*.py")) + sorted(
+        (ROOT / "tests/fault").glob("test_*.py")
+    )
+    suites = [str(file) for file in suites if not file.stem.endswith(NOT_CALLING)]
+    calls = BUILD / "calls.json"
+    calls.parent.mkdir(parents=True, exist_ok=True)
+    calls.unlink(missing_ok=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "tests.deploy.iam_recorder",
+        *suites,
+    ]
+    env = clean_environment(
+        SPACEPORT_IAM_CALLS=str(calls), PYTHONPATH=f"{ROOT}:{ROOT / 'functions'}:{ROOT / 'containers'}"
+    )
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    found = iam.needs(names, json.loads(calls.read_text()))
+    assert {need.function for need in found} == set(iam.FUNCTIONS.values()), "every handler was called"
+    return found
+
+
+def test_every_call_of_a_handler_is_allowed(granted, needed):
+    assert iam.missing(granted, needed) == []
+
+
+def test_nothing_is_granted_that_is_never_used(granted, needed):
+    unused = [grant for grant, tests in iam.uses(granted, needed).items() if not tests]
+    assert [grant for grant in unused if iam.why_uncalled(grant) is None] == []
+    explained = {(grant.function, grant.action) for grant in unused}
+    assert set(iam.UNCALLED) <= explained, "an explanation of a grant that tests do use, or that is gone"
+
+
+def test_a_lost_grant_would_be_noticed(granted, needed):
+    """The comparison itself can fail: without any one used grant something is missing, or another grant covers it."""
+    for function in iam.FUNCTIONS.values():
+        without = [
+            grant for grant in granted if not (grant.function == function and grant.action.startswith("dynamodb:"))
+        ]
+        assert {need.function for need in iam.missing(without, needed)} == {function}
+
+
+def test_stages_roles_are_lent_to_sagemaker_alone(names):
+    for policy in names.properties("StartJobFunctionRole")["Policies"]:
+        for statement in policy["PolicyDocument"]["Statement"]:
+            if "iam:PassRole" in iam.as_list(statement["Action"]):
+                assert statement["Condition"] == {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}
+                return
+    pytest.fail("StartJobFunction may not pass a role")
+
+
+def test_no_resource_is_everything_where_aws_knows_a_narrower_one(names):
+    """Actions on "*" in our own policies: those that IAM's reference lists without a resource type."""
+    narrowest = {"ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"}
+    logs = ("CreateLogDelivery", "GetLogDelivery", "UpdateLogDelivery", "DeleteLogDelivery", "ListLogDeliveries")
+    narrowest |= {f"logs:{a}" for a in (*logs, "PutResourcePolicy", "DescribeResourcePolicies", "DescribeLogGroups")}
+    traces = ("PutTraceSegments", "PutTelemetryRecords", "GetSamplingRules", "GetSamplingTargets")
+    narrowest |= {f"xray:{a}" for a in traces}
+    for logical_id, resource in names.resources.items():
+        if resource["Type"] not in ("AWS::IAM::Role", "AWS::IAM::Policy") or not names.is_created(logical_id):
+            continue
+        for policy in names.properties(logical_id).get("Policies", []):
+            for statement in policy["PolicyDocument"]["Statement"]:
+                actions = set(iam.as_list(statement["Action"]))
+                assert not any("*" in action for action in actions), logical_id
+                if "*" in iam.as_list(statement["Resource"]):
+                    assert actions <= narrowest, f"{logical_id}: {sorted(actions - narrowest)}"
+
+
+def test_page_is_current(names, granted, needed):
+    written = iam.page(iam.uses(granted, needed), names)
+    if os.environ.get("SPACEPORT_WRITE_DOCS") == "1":
+        PAGE.write_text(written)
+    assert rows(PAGE.read_text()) == rows(written), "run `make iam`"
+
+
+def rows(text: str) -> set[str]:
+    """The table without the names of tests, of which there may be several for one row."""
+    return {re.sub(r"`test_\w+::\w+`", "test", line) for line in text.splitlines() if line.startswith("| ")}
