@@ -53,6 +53,9 @@ ci: browser lint types test
 lock:
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q requirements/run.in -o requirements/run.txt
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q requirements/dev.in -o requirements/dev.txt
+	cd containers/requirements && for set in sfm train train-gpu compress build; do \
+		../../$(BIN)/uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url \
+			--no-header -q -c ../../requirements/run.txt $$set.in -o $$set.txt; done
 
 clean:
 	rm -rf build $(DEMO)

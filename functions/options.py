@@ -22,9 +22,9 @@ class JobOptions(BaseModel):
     email: Annotated[str, Field(max_length=254, pattern=r"^[^\s@<>,;]+@[^\s@<>,;]+\.[^\s@<>,;]+$")] | None = None
     title: Annotated[str, Field(min_length=1, max_length=120)] | None = None
     preset: Literal["draft", "standard", "high"] = "standard"
-    max_gaussians: Annotated[int, Field(ge=1_000, le=20_000_000)] | None = None
-    max_iterations: Annotated[int, Field(ge=1, le=200_000)] | None = None
-    max_image_long_side: Annotated[int, Field(ge=128, le=16_384)] | None = None  # pixels
+    max_gaussians: Annotated[int, Field(ge=1_000, le=5_000_000)] | None = None
+    max_iterations: Annotated[int, Field(ge=10, le=200_000)] | None = None
+    max_image_long_side: Annotated[int, Field(ge=320, le=8_192)] | None = None  # pixels
     sh_degree: Annotated[int, Field(ge=0, le=3)] | None = None
     matcher: Literal["auto", "exhaustive", "sequential", "spatial"] | None = None
     start_at: Stage = "sfm"

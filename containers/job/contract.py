@@ -1,8 +1,8 @@
 """Where a stage finds its input and options, and how it reports progress, failure and results.
 
 The folders are SageMaker's: a processing job has everything under ``/opt/ml/processing``, a training job under
-``/opt/ml/input`` and ``/opt/ml/model`` (SageMaker developer guide, "How Amazon SageMaker AI Runs Your Training Image" and
-"How Amazon SageMaker Processing Runs Your Processing Container Image").
+``/opt/ml/input`` and ``/opt/ml/model`` (SageMaker developer guide, "How Amazon SageMaker AI Runs Your Training Image"
+and "How Amazon SageMaker Processing Runs Your Processing Container Image").
 """
 
 from __future__ import annotations

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
+from typing import Protocol, cast
 
 from pydantic import ValidationError
 
@@ -16,20 +18,26 @@ from job.contract import Job, JobKind, StageError, StopRequested
 STOPPED_EXIT_STATUS = 143  # 128 + SIGTERM, as a shell reports it
 
 
-def run_stage(
-    stage: str,
-    kind: JobKind,
-    run: Callable[[Job], None],
-    promised: Sequence[str],
-    selfcheck: Callable[[], None],
-) -> int:
-    """Call ``run`` and return the exit status: 0 only when every ``promised`` output (relative path) exists.
+class Program(Protocol):
+    """What the module of a stage holds. OUTPUTS are paths below the output folder, promised on success."""
+
+    OUTPUTS: Sequence[str]
+
+    def run(self, job: Job) -> None: ...
+
+    def selfcheck(self) -> None: ...
+
+
+def run_stage(stage: str, kind: JobKind, module: str) -> int:
+    """Import ``module`` (see Program), run it and return the exit status: 0 only when every promised output exists.
 
     ``--selfcheck`` as the only argument calls ``selfcheck`` instead: the image is built with it, so that an image that
     cannot start is never pushed. The argument ``train``, which SageMaker passes, is accepted.
     """
+    exit_on_sigterm()
+    program = cast(Program, importlib.import_module(module))
     if sys.argv[1:] == ["--selfcheck"]:
-        selfcheck()
+        program.selfcheck()
         print(f"{stage}: ready")
         return 0
     job = Job.open(stage, kind)
@@ -37,8 +45,8 @@ def run_stage(
     job.reserve_failure_space()
     job.log("started", options=job.options)
     try:
-        run(job)
-        require_outputs(job, promised)
+        program.run(job)
+        require_outputs(job, program.OUTPUTS)
     except StopRequested:
         job.release_failure_space()
         job.log("stopped")
@@ -52,6 +60,18 @@ def run_stage(
     job.release_failure_space()
     job.log("finished")
     return 0
+
+
+def exit_on_sigterm() -> None:
+    """While modules load and kernels compile there is nothing to save.
+
+    Without a handler process 1 of a container ignores SIGTERM.
+    """
+
+    def on_sigterm(_signal: int, _frame: FrameType | None) -> None:
+        sys.exit(STOPPED_EXIT_STATUS)
+
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def install_stop_handler(job: Job) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from plyfile import PlyData, PlyElement, PlyParseError
+
+from splat.ply import read_vertices, write_vertices
 
 Array = NDArray[np.floating]  # always float32 after construction
 
@@ -65,22 +66,18 @@ def read_ply(path: str | Path) -> Gaussians:
     Raises ValueError that names the file and what is missing or wrong.
     """
     path = Path(path)
-    try:
-        vertex = PlyData.read(str(path))["vertex"]
-    except (PlyParseError, KeyError) as error:
-        raise ValueError(f"{path} is not a 3DGS PLY file: {error}") from error
-    names = {p.name for p in vertex.properties}
-    rest = sum(name.startswith("f_rest_") for name in names)
-    missing = [name for name in _property_names(rest) if name not in names and name not in ("nx", "ny", "nz")]
+    vertex = read_vertices(path)
+    rest = sum(name.startswith("f_rest_") for name in vertex)
+    missing = [name for name in _property_names(rest) if name not in vertex and name not in ("nx", "ny", "nz")]
     if missing:
         raise ValueError(f"{path} is not a 3DGS PLY file: it has no property {', '.join(missing)}")
     if rest % 3 or (rest // 3 + 1) not in {(d + 1) ** 2 for d in range(MAX_SH_DEGREE + 1)}:
         raise ValueError(f"{path} has {rest} f_rest properties; expected 0, 9, 24 or 45")
 
     def columns(*wanted: str) -> Array:
-        return np.stack([np.asarray(vertex[name], np.float32) for name in wanted], axis=-1)
+        return np.stack([vertex[name] for name in wanted], axis=-1)
 
-    n = vertex.count
+    n = len(vertex["x"])
     dc = columns("f_dc_0", "f_dc_1", "f_dc_2").reshape(n, 1, 3)
     sh = dc
     if rest:
@@ -90,7 +87,7 @@ def read_ply(path: str | Path) -> Gaussians:
         means=columns("x", "y", "z"),
         log_scales=columns("scale_0", "scale_1", "scale_2"),
         quats=columns("rot_0", "rot_1", "rot_2", "rot_3"),
-        opacity_logits=np.asarray(vertex["opacity"], np.float32),
+        opacity_logits=vertex["opacity"],
         sh=sh,
     )
 
@@ -111,9 +108,7 @@ def write_ply(path: str | Path, gaussians: Gaussians) -> None:
         ],
         axis=1,
     )
-    layout = np.dtype([(name, "<f4") for name in _property_names(3 * (k - 1))])
-    rows = np.ascontiguousarray(table, "<f4").view(layout).reshape(n)
-    PlyData([PlyElement.describe(rows, "vertex")], text=False, byte_order="<").write(str(path))
+    write_vertices(Path(path), _property_names(3 * (k - 1)), table)
 
 
 def _property_names(rest: int) -> list[str]:

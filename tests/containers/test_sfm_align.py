@@ -74,7 +74,7 @@ def test_poor_gps_gives_no_metres_but_its_residual():
 
 def test_positions_on_a_line_are_no_reference():
     eyes = np.stack([np.linspace(0, 50, 12), np.zeros(12), np.full(12, 20.0)], 1)
-    rotations = np.array([look(eye, [*eye, 0, 30, -10]) for eye in eyes])
+    rotations = np.array([look(eye, eye + np.array([0, 30, -10])) for eye in eyes])
     centres, model_rotations, points, _ = as_model(eyes, rotations, ground())
     result = align(centres, model_rotations, points, eyes)
     assert not result.georeferenced and result.gps_residual_m is None
@@ -110,7 +110,7 @@ def test_gravity_of_a_flight_that_looks_straight_down(headings):
     eyes = np.column_stack([RNG.uniform(-50, 50, (40, 2)), np.full(40, 60.0)])
     angles = np.radians([headings[k % len(headings)] for k in range(40)])
     rotations = np.array(
-        [look(e, [*e, 0, 0, -1], up=(np.cos(a), np.sin(a), 0)) for e, a in zip(eyes, angles, strict=True)]
+        [look(e, e + np.array([0, 0, -1]), up=(np.cos(a), np.sin(a), 0)) for e, a in zip(eyes, angles, strict=True)]
     )
     centres, model_rotations, points, turn = as_model(eyes, rotations, ground())
     result = align(centres, model_rotations, points, np.full_like(eyes, np.nan))

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from plyfile import PlyData
+from plyfile import PlyData, PlyElement
 
 from splat.cameras import View, read_scene, rotation_matrix
 from splat.images import load_photo, save_photo
@@ -47,11 +47,39 @@ def test_ply_has_the_standard_layout(tmp_path):
 
 def test_a_file_that_is_no_splat_is_named(tmp_path):
     (tmp_path / "b.ply").write_text("hello")
-    with pytest.raises(ValueError, match=r"b\.ply is not a 3DGS PLY"):
+    with pytest.raises(ValueError, match=r"b\.ply is not a PLY file"):
         read_ply(tmp_path / "b.ply")
-    (tmp_path / "c.ply").write_text("ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\n0\n")
-    with pytest.raises(ValueError, match="no property y, z"):
-        read_ply(tmp_path / "c.ply")
+    header = "ply\nformat {} 1.0\nelement vertex 1\nproperty float x\nend_header\n"
+    broken = {
+        header.format("ascii") + "0\n": "not a binary PLY",
+        header.format("binary_little_endian") + "\0\0\0\0": "no property y, z",
+        header.format("binary_little_endian") + "\0\0": "cut short: 1 vertices need 4 bytes, not 2",
+        header.replace("vertex", "face").format("binary_little_endian"): "begins with the element 'face'",
+        header.replace("float x", "list uchar int x").format("binary_little_endian"): "no number",
+        "ply\nformat binary_little_endian 1.0\n": "no end of header",
+    }
+    for text, words in broken.items():
+        (tmp_path / "c.ply").write_text(text)
+        with pytest.raises(ValueError, match=rf"c\.ply.*{words}"):
+            read_ply(tmp_path / "c.ply")
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+def test_ply_files_of_other_programs(tmp_path, byte_order):
+    """Another library's file: other property order and types, comments, a further element, either byte order."""
+    gaussians = random_gaussians(5, 1)
+    write_ply(tmp_path / "ours.ply", gaussians)
+    vertex = PlyData.read(str(tmp_path / "ours.ply"))["vertex"].data
+    layout = [("red", "u1"), *[(name, "f8" if name == "x" else "f4") for name in reversed(vertex.dtype.names)]]
+    other = np.zeros(5, np.dtype(layout))
+    for name in vertex.dtype.names:
+        other[name] = vertex[name]
+    faces = np.zeros(1, np.dtype([("a", "i4")]))
+    elements = [PlyElement.describe(other, "vertex"), PlyElement.describe(faces, "face")]
+    PlyData(elements, byte_order=byte_order, comments=["made elsewhere"]).write(str(tmp_path / "theirs.ply"))
+    again = read_ply(tmp_path / "theirs.ply")
+    for name, value in vars(gaussians).items():
+        assert np.array_equal(value, getattr(again, name))
 
 
 def test_gaussians_check_their_shapes():

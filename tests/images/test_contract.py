@@ -161,10 +161,6 @@ def test_stop(stage: Stage, phase: str, player: Player, photos: list[Path], good
     assert ran.events("stopped")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="stages set their handler after their imports; process 1 of a container ignores SIGTERM until then",
-)
 def test_stop_at_once(player: Player, photos: list[Path], good_run: Any, figures: Figures) -> None:
     """SIGTERM while the program still loads: half a minute in which kernels are compiled."""
     provide(player, "compress", photos, good_run)

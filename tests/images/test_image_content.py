@@ -21,8 +21,6 @@ REPORTS = ROOT / "build" / "images"
 # distribution has GPL programs in it, and we ship them unchanged.
 NOT_WANTED = re.compile(r"\b(A?GPL|SSPL|BUSL|CC-BY-NC|non-?commercial)", re.IGNORECASE)
 EXCEPTIONS = re.compile(r"GCC-exception|GCC Runtime|LGPL|linking exception", re.IGNORECASE)
-# Known, and to be removed from this table with the package.
-TO_BE_REPLACED = {"plyfile": "GPL-3.0-or-later"}
 
 
 def inside(engine: Engine, image: str, program: str) -> subprocess.CompletedProcess[str]:
@@ -143,7 +141,7 @@ def test_bill_of_materials(stage: str, engine: Engine, images: Callable[[str], s
     refused = {
         c["name"]: licences(c) for c in by_type["pypi"] + by_type["npm"] if all(_refused(name) for name in licences(c))
     }
-    assert set(refused) == set(TO_BE_REPLACED), refused
+    assert not refused
 
 
 def _refused(licence: str) -> bool:

@@ -70,7 +70,7 @@ def test_hostile_names_are_reported_not_passed_on(cloud):
 @pytest.mark.parametrize(
     ("files", "code", "words"),
     [
-        ({}, "NO_PHOTOS", "None of the 0 uploaded files"),
+        ({}, "NO_PHOTOS", "holds no photos"),
         ({"a.jpg": b"hello"}, "NO_PHOTOS", "'a.jpg': the content is not"),
         ({"a.zip": b"PK"}, "UNSUPPORTED_INPUT", "zip archive or a video"),
         ({"flight.MP4": b"x", "notes.txt": b"x"}, "UNSUPPORTED_INPUT", "zip archive or a video"),

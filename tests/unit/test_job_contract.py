@@ -4,12 +4,18 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
 
 import pytest
+from pydantic import BaseModel, ConfigDict
+
 from job import Job, JobKind, StageError, StopRequested, run_stage
 from job.contract import REASON_LIMIT
-from pydantic import BaseModel, ConfigDict
 
 
 @pytest.fixture
@@ -22,10 +28,15 @@ def ml_root(tmp_path, monkeypatch):
 
 
 def run(kind, body, promised=()):
-    return run_stage("sfm", kind, body, promised, selfcheck=lambda: None)
+    program = ModuleType("a_stage")
+    vars(program).update(run=body, OUTPUTS=promised, selfcheck=lambda: None)
+    with patch.dict(sys.modules, a_stage=program):
+        return run_stage("sfm", kind, "a_stage")
 
 
-@pytest.mark.parametrize(("kind", "file"), [(JobKind.PROCESSING, "output/message"), (JobKind.TRAINING, "output/failure")])
+@pytest.mark.parametrize(
+    ("kind", "file"), [(JobKind.PROCESSING, "output/message"), (JobKind.TRAINING, "output/failure")]
+)
 def test_a_stage_error_is_written_where_the_service_reads_it(ml_root, kind, file):
     def body(job):
         raise StageError("TOO_FEW_PHOTOS", "Only 2 photos. Add more.")
@@ -124,5 +135,19 @@ def test_progress_is_complete_and_throttled(ml_root):
 
 
 def test_a_missing_input_channel_is_named(ml_root):
-    with pytest.raises(StageError, match="INPUT_MISSING.*'photos'"):
+    with pytest.raises(StageError, match=r"INPUT_MISSING.*'photos'"):
         Job.open("sfm", JobKind.PROCESSING).input("photos")
+
+
+def test_sigterm_while_modules_load_ends_at_once(tmp_path):
+    """Kernels may compile for half a minute before a stage begins; nothing is saved then, so nothing is waited for."""
+    (tmp_path / "slow_stage.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+    start = "import sys; from job import JobKind, run_stage; sys.exit(run_stage('x', JobKind.TRAINING, 'slow_stage'))"
+    containers = Path(__file__).parents[2] / "containers"
+    environment = {**os.environ, "PYTHONPATH": f"{containers}:{tmp_path}", "SPACEPORT_ML_ROOT": str(tmp_path / "ml")}
+    process = subprocess.Popen([sys.executable, "-c", start], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "loading\n"
+    began = time.monotonic()
+    process.terminate()
+    assert process.wait(30) == 143
+    assert time.monotonic() - began < 30

@@ -1,0 +1,124 @@
+"""``python -m train``: the training stage. Reads the channel ``sfm``, writes scene.ply, metrics.json and previews/."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from job import Job, StageError
+from job.contract import write_json_atomically
+from splat.cameras import Scene, View, read_scene
+from splat.model import Gaussians, write_ply
+from splat.threads import available_cores
+from train import presets
+from train.dataset import Dataset, initial_gaussians, load_dataset
+from train.engine import Engine, Photo, gpu_available, open_engine
+from train.evaluate import mean_psnr, score, spread
+from train.presets import Preset
+from train.schedule import Schedule
+from train.trainer import Result, Trainer
+
+SEED = 1
+OUTPUTS = ("scene.ply", "metrics.json")
+TRAIN_PSNR_PHOTOS = 8
+
+
+class Options(BaseModel):
+    """Hyper-parameters come as strings; an unknown one is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    job_id: str = ""
+    scene: str = ""
+    preset: Literal["draft", "standard", "high"] = "standard"
+    max_gaussians: int | None = Field(None, ge=1_000, le=5_000_000)
+    max_iterations: int | None = Field(None, ge=10, le=200_000)
+    max_image_long_side: int | None = Field(None, ge=64, le=8_192)
+    sh_degree: int | None = Field(None, ge=0, le=3)
+
+
+def run(job: Job) -> None:
+    options = Options(**job.options)  # type: ignore[arg-type]
+    gpu = gpu_available()
+    preset = presets.choose(
+        options.preset,
+        gpu,
+        options.max_gaussians,
+        options.max_iterations,
+        options.max_image_long_side,
+        options.sh_degree,
+    )
+    job.progress(0, 1, "sets", "Loading photos")
+    scene = open_scene(job)
+    data = load_dataset(scene, preset.long_side, preset.stop_on_plateau)
+    engine = open_engine(data.train, preset.max_gaussians, preset.sh_degree, SEED, gpu)
+    job.log("loaded", photos=len(scene.views), points=len(scene.points_xyz), device=engine.device, engine=engine.name)
+    trainer = Trainer(job, engine, preset, data, available_cores(), SEED)
+    if trainer.resume():
+        job.log("resumed", iteration=trainer.at.iteration, elapsed_s=trainer.at.elapsed_s)
+    else:
+        trainer.start(initial_gaussians(scene, preset.max_gaussians, np.random.default_rng(SEED)))
+    result = trainer.run()
+    write_results(job, engine, options, preset, data, result)
+
+
+def open_scene(job: Job) -> Scene:
+    folder = job.input("sfm")
+    try:
+        return read_scene(folder)
+    except (FileNotFoundError, ValueError) as error:
+        raise StageError("BAD_SFM_OUTPUT", f"The output of SfM cannot be used: {error}.") from error
+
+
+def write_results(job: Job, engine: Engine, options: Options, preset: Preset, data: Dataset, result: Result) -> None:
+    """scene.ply, previews/ and metrics.json, in this order."""
+    measuring = "Measuring quality on held-out photos"
+    job.progress(0, 1, "sets", measuring)
+    write_ply(job.output / "scene.ply", result.gaussians)
+    degree = preset.sh_degree
+    scores = score(engine, data.test, degree, job.output / "previews")
+    view = data.test[0].view
+    metrics = {
+        "seconds": round(time.time() - job.started_at, 2),
+        "training_seconds": round(result.seconds, 2),
+        "iterations": result.iterations,
+        "stop_reason": result.stop_reason,
+        "device": engine.device,
+        "engine": engine.name,
+        "preset": options.preset,
+        "gaussians": len(result.gaussians),
+        "sh_degree": result.gaussians.sh_degree,
+        "image_width": view.width,
+        "image_height": view.height,
+        "psnr": float(np.mean([s["psnr"] for s in scores])),
+        "psnr_median": float(np.median([s["psnr"] for s in scores])),
+        "ssim": float(np.mean([s["ssim"] for s in scores])),
+        "train_psnr": mean_psnr(engine, spread(data.train, TRAIN_PSNR_PHOTOS), degree),
+        "heldout": scores,
+        "curve": result.curve,
+        "versions": engine.versions(),
+    }
+    write_json_atomically(job.output / "metrics.json", metrics)
+    job.progress(1, 1, "sets", measuring)
+    job.log("trained", **{k: metrics[k] for k in ("psnr", "psnr_median", "ssim", "gaussians", "iterations", "seconds")})
+
+
+def selfcheck() -> None:
+    """A few steps on a made-up photo: every kernel is compiled and runs, and the loss falls."""
+    rng = np.random.default_rng(SEED)
+    view = View("check", 48, 32, np.array([[50.0, 0, 24], [0, 50, 16], [0, 0, 1]]), np.eye(4))
+    photo = Photo(view, np.full((32, 48, 3), 200, np.uint8))
+    engine = open_engine([photo], 64, 1, SEED, gpu_available())
+    means = rng.uniform([-1, -1, 2], [1, 1, 4], (64, 3))
+    quats = np.tile(np.array([1, 0, 0, 0], np.float32), (64, 1))
+    scales, logits, sh = np.full((64, 3), -1.5), np.zeros(64, np.float32), np.zeros((64, 1, 3), np.float32)
+    engine.load(Gaussians(means.astype(np.float32), scales.astype(np.float32), quats, logits, sh))
+    losses = []
+    for _ in range(10):
+        engine.step(0, 1, 1, Schedule().rates(0.1, 1.0))
+        losses.append(engine.mean_loss())
+    if not losses[-1] < losses[0]:
+        raise SystemExit(f"training does not work on this machine: the loss went from {losses[0]} to {losses[-1]}")
