@@ -106,7 +106,7 @@ def test_text_files_called_jpg_fail_with_a_reason(tmp_path):
     for index in range(10):
         (folder / f"{index}.jpg").write_text("this is not a photo\n" * 50)
     status, output = finish(spaceport("run", folder, "--out", tmp_path / "out"))
-    assert_failed(tmp_path / "out", status, output, "TOO_FEW_PHOTOS", "not")
+    assert_failed(tmp_path / "out", status, output, "NO_PHOTOS", r"0\.jpg.*not a JPEG")
 
 
 def test_unrelated_photos_give_no_model(tmp_path):
