@@ -1,7 +1,7 @@
-"""Training on a CUDA device: torch and gsplat 1.5.3.
+"""Training on a CUDA device: gsplat's kernels and our own, without autograd.
 
-All photos lie on the device as bytes, at every resolution; a step has no copy to or from the device and no wait for it
-except gsplat's own (the number of tile intersections).
+All photos lie on the device as bytes, at every resolution; a step copies nothing to or from the device and waits for it
+once, inside gsplat (the number of tile intersections).
 """
 
 from __future__ import annotations
@@ -12,162 +12,159 @@ from typing import Any
 import gsplat
 import numpy as np
 import torch
+import triton  # type: ignore[import-not-found]
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
 
 from job import StageError
 from splat.cameras import View
-from splat.metrics import C1, C2, WINDOW, gaussian_window
 from splat.model import Gaussians
+from train import kernels_gpu as kernels
 from train.engine import LEVELS, Photo, Rates
+from train.raster_gpu import Camera, Gradients, Model, PhotoLoss, Rasterizer
 
-SSIM_WEIGHT = 0.2
-NEAR = 0.01  # as in the CPU rasterizer
-NOISE_STEEPNESS, NOISE_CENTER = 100.0, 0.995  # Kheradmand et al. 2024, eq. 10
-BETAS, EPSILON = (0.9, 0.999), 1e-15
-RATE_OF = {
-    "means": "means",
-    "log_scales": "scales",
-    "quats": "quats",
-    "opacity_logits": "opacities",
-    "sh0": "sh0",
-    "sh_rest": "sh_rest",
-}
+GEOMETRY = 11  # moments of a Gaussian's mean (3), scale (3), quaternion (4) and opacity
 
 
 class GpuEngine:
-    """See ``train.engine.Engine``. Parameters and moments lie in buffers of ``capacity`` rows; the first N are in
-    use.
+    """See ``train.engine.Engine``. Parameters and moments lie in buffers for ``capacity`` Gaussians; the first N are
+    in use.
     """
 
     name = "gpu"
 
     def __init__(self, photos: list[Photo], capacity: int, sh_degree: int, seed: int) -> None:
         self._on = torch.device("cuda")
-        torch.backends.cudnn.allow_tf32 = False  # SSIM takes small differences of blurred squares
         self.device = torch.cuda.get_device_name(self._on)
         self.capacity = capacity
-        rest = (sh_degree + 1) ** 2 - 1
+        self._seed = seed
+        self._count = self._steps = self._loss_count = 0
+        try:
+            self._allocate((sh_degree + 1) ** 2)
+            self._photos = {level: [self._upload(photo.shrunk(level)) for photo in photos] for level in LEVELS}
+            largest = max((photo.view.width * photo.view.height for photo in photos), default=1)
+            self._photo_loss = PhotoLoss(largest, self._on)
+        except torch.cuda.OutOfMemoryError as error:
+            raise StageError(
+                "OUT_OF_GPU_MEMORY",
+                f"The memory of {self.device} is not enough for {len(photos)} photos and {capacity} Gaussians. "
+                "Lower max_gaussians or max_image_long_side, or choose a larger GPU.",
+            ) from error
+        self._rasterizer = Rasterizer(self._on)
+
+    def _allocate(self, coefficients: int) -> None:
+        n = self.capacity
         shapes = {
-            "means": (3,),
-            "log_scales": (3,),
-            "quats": (4,),
-            "opacity_logits": (),
-            "sh0": (1, 3),
-            "sh_rest": (rest, 3),
+            "means": (n, 3),
+            "log_scales": (n, 3),
+            "quats": (n, 4),
+            "opacity_logits": (n,),
+            "sh": (n, coefficients, 3),
         }
-        self._values, self._first, self._second = (
-            {name: torch.zeros((capacity, *shape), device=self._on) for name, shape in shapes.items()} for _ in range(3)
-        )
-        self._random = torch.Generator(device=self._on)
-        self._random.manual_seed(seed)
-        self._photos = {level: [self._upload(photo.shrunk(level)) for photo in photos] for level in LEVELS}
-        self._window = torch.tensor(gaussian_window(), dtype=torch.float32, device=self._on)
-        self._loss_sum = torch.zeros((), device=self._on)
-        self._loss_count = self._count = self._steps = 0
+        self._values = {name: torch.zeros(shape, device=self._on) for name, shape in shapes.items()}
+        # First and second moments: geometry by component, so that neighbours in memory are neighbours in the kernel.
+        self._geometry = [torch.zeros((GEOMETRY, n), device=self._on) for _ in range(2)]
+        self._colors = [torch.zeros((n, coefficients, 3), device=self._on) for _ in range(2)]
+        self._scales, self._directions = (torch.zeros((n, 3), device=self._on) for _ in range(2))
+        self._opacities, self._zeros = (torch.zeros(n, device=self._on) for _ in range(2))
+        self._loss = torch.zeros(1, device=self._on)
 
-    def _upload(self, photo: Photo) -> tuple[View, Tensor, Tensor, Tensor]:
-        pixels = torch.from_numpy(np.array(photo.pixels)).to(self._on)
-        return photo.view, *self._camera(photo.view), pixels
-
-    def _camera(self, view: View) -> tuple[Tensor, Tensor]:
-        """[1, 4, 4] world to camera and [1, 3, 3] intrinsics."""
-        pose = torch.tensor(view.world_to_camera[None], dtype=torch.float32, device=self._on)
-        return pose, torch.tensor(view.K[None], dtype=torch.float32, device=self._on)
+    def _upload(self, photo: Photo) -> tuple[Camera, Tensor]:
+        return Camera.of(photo.view, self._on), torch.from_numpy(np.array(photo.pixels)).to(self._on)
 
     def load(self, gaussians: Gaussians) -> None:
-        n = len(gaussians)
-        k = min(gaussians.sh.shape[1] - 1, self._values["sh_rest"].shape[1])
+        n, k = gaussians.sh.shape[:2]
+        k = min(k, self._values["sh"].shape[1])
         for name in ("means", "log_scales", "quats", "opacity_logits"):
             self._values[name][:n] = torch.from_numpy(getattr(gaussians, name)).to(self._on)
-        self._values["sh0"][:n] = torch.from_numpy(gaussians.sh[:, :1]).to(self._on)
-        self._values["sh_rest"].zero_()
-        self._values["sh_rest"][:n, :k] = torch.from_numpy(gaussians.sh[:, 1 : 1 + k]).to(self._on)
-        for moments in (self._first, self._second):
-            for buffer in moments.values():
-                buffer.zero_()
-        self._count, self._steps = n, 0
-        self._bind()
+        self._values["sh"].zero_()
+        self._values["sh"][:n, :k] = torch.from_numpy(gaussians.sh[:, :k].copy()).to(self._on)
+        for moments in (*self._geometry, *self._colors):
+            moments.zero_()
+        self._steps = 0
+        self._bind(n)
 
-    def _bind(self) -> None:
-        """Parameters and optimiser state are views of the buffers' first N rows; renewed when N changes."""
-        n = self._count
-        self._parameters = {name: torch.nn.Parameter(buffer[:n]) for name, buffer in self._values.items()}
-        groups = [
-            {"params": [parameter], "name": name} for name, parameter in self._parameters.items() if parameter.numel()
-        ]
-        self._adam = torch.optim.Adam(groups, lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
-        for group in groups:
-            name = str(group["name"])
-            self._adam.state[self._parameters[name]] = {
-                "step": torch.tensor(float(self._steps), device=self._on),
-                "exp_avg": self._first[name][:n],
-                "exp_avg_sq": self._second[name][:n],
-            }
+    def _bind(self, n: int) -> None:
+        """Take the first ``n`` rows into use."""
+        self._count, values = n, self._values
+        self._model = Model(
+            means=values["means"][:n],
+            log_scales=values["log_scales"][:n],
+            quats=values["quats"][:n],
+            logits=values["opacity_logits"][:n],
+            sh=values["sh"][:n],
+            scales=self._scales[:n],
+            opacities=self._opacities[None, :n],
+            directions=self._directions[None, :n],
+            no_depth=self._zeros[None, :n],
+        )
 
+    @torch.no_grad()
     def step(self, photo: int, level: int, sh_degree: int, rates: Rates) -> None:
-        view, pose, intrinsics, pixels = self._photos[level][photo]
+        camera, pixels = self._photos[level][photo]
         try:
-            image, opacities, scales = self._rasterize(view, pose, intrinsics, sh_degree)
-            loss = PhotoLoss.apply(image, pixels, self._window)
-            pull = rates.opacity_pull * opacities.mean() + rates.scale_pull * scales.mean()
-            (loss + pull).backward()
+            image = self._rasterizer.forward(self._model, camera, sh_degree)
+            grads = self._rasterizer.backward(self._photo_loss(image, pixels, self._loss))
         except torch.cuda.OutOfMemoryError as error:
             raise StageError(
                 "OUT_OF_GPU_MEMORY",
                 f"The memory of {self.device} is not enough for {self._count} Gaussians at "
-                f"{view.width}x{view.height} pixels. "
+                f"{camera.width}x{camera.height} pixels. "
                 "Lower max_gaussians or max_image_long_side, or choose a larger GPU.",
             ) from error
-        self._loss_sum += loss.detach()
         self._loss_count += 1
-        for group in self._adam.param_groups:
-            group["lr"] = getattr(rates, RATE_OF[group["name"]])
-        self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
         self._steps += 1
-        if rates.noise > 0:
-            self._add_noise(rates.noise)
+        self._optimise(grads, sh_degree, rates)
 
-    def _rasterize(self, view: View, pose: Tensor, intrinsics: Tensor, sh_degree: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Image [H, W, 3] on black, opacities [N] and scales [N, 3]."""
-        p = self._parameters
-        opacities, scales = torch.sigmoid(p["opacity_logits"]), torch.exp(p["log_scales"])
-        active = (sh_degree + 1) ** 2 - 1
-        colors = torch.cat([p["sh0"], p["sh_rest"][:, :active]], dim=1) if active else p["sh0"]
-        image, _alpha, _info = gsplat.rasterization(
-            means=p["means"],
-            quats=p["quats"],
-            scales=scales,
-            opacities=opacities,
-            colors=colors,
-            viewmats=pose,
-            Ks=intrinsics,
-            width=view.width,
-            height=view.height,
-            near_plane=NEAR,
-            sh_degree=sh_degree,
-            packed=False,
-            rasterize_mode="classic",
+    def _optimise(self, grads: Gradients, sh_degree: int, rates: Rates) -> None:
+        model, n = self._model, self._count
+        correct1, correct2 = 1 / (1 - 0.9**self._steps), 1 / (1 - 0.999**self._steps)
+        kernels.update_geometry[(triton.cdiv(n, kernels.GAUSSIAN_BLOCK),)](
+            model.means,
+            model.log_scales,
+            model.quats,
+            model.logits,
+            *self._geometry,
+            model.scales,
+            model.opacities,
+            grads.means,
+            grads.directions,
+            grads.scales,
+            grads.quats,
+            grads.opacities,
+            n,
+            self.capacity,
+            rates.means,
+            rates.scales,
+            rates.quats,
+            rates.opacities,
+            rates.opacity_pull / n,
+            rates.scale_pull / (3 * n),
+            correct1,
+            correct2,
+            rates.noise,
+            (self._seed * 0x9E3779B1 + self._steps) % 2**31,
+            NOISE=rates.noise > 0,
+            B=kernels.GAUSSIAN_BLOCK,
         )
-        return image[0], opacities, scales
-
-    @torch.no_grad()
-    def _add_noise(self, amount: float) -> None:
-        """Move nearly transparent Gaussians at random (Kheradmand et al. 2024)."""
-        p = self._parameters
-        transparent = 1 - torch.sigmoid(p["opacity_logits"])
-        factor = amount * torch.sigmoid(NOISE_STEEPNESS * (transparent - NOISE_CENTER))
-        covariance, _ = gsplat.quat_scale_to_covar_preci(
-            p["quats"].detach(), torch.exp(p["log_scales"].detach()), compute_preci=False
+        size, per_row = model.sh.numel(), 3 * model.sh.shape[1]
+        kernels.update_colors[(triton.cdiv(size, kernels.BLOCK),)](
+            model.sh,
+            *self._colors,
+            grads.sh,
+            size,
+            per_row,
+            3 * (sh_degree + 1) ** 2,
+            rates.sh0,
+            rates.sh_rest,
+            correct1,
+            correct2,
+            B=kernels.BLOCK,
         )
-        normal = torch.randn(p["means"].shape, generator=self._random, device=self._on)
-        p["means"].add_(torch.einsum("nij,nj->ni", covariance, normal) * factor[:, None])
 
     def mean_loss(self) -> float:
-        mean = float(self._loss_sum) / self._loss_count if self._loss_count else float("nan")
-        self._loss_sum.zero_()
+        mean = float(self._loss) / self._loss_count if self._loss_count else float("nan")
+        self._loss.zero_()
         self._loss_count = 0
         return mean
 
@@ -199,90 +196,46 @@ class GpuEngine:
         touched = torch.cat([source, target])
         self._values["opacity_logits"][touched] = torch.from_numpy(np.tile(logits, 2)).to(self._on)
         self._values["log_scales"][touched] = torch.from_numpy(np.tile(log_scales, (2, 1))).to(self._on)
-        for moments in (self._first, self._second):
-            for buffer in moments.values():
-                buffer[touched if rest_sources else target] = 0
+        resting = touched if rest_sources else target
+        for geometry, colors in zip(self._geometry, self._colors, strict=True):
+            geometry[:, resting] = 0
+            colors[resting] = 0
         count = max(self._count, int(targets.max(initial=-1)) + 1)
         if count != self._count:
-            self._count = count
-            self._bind()
+            self._bind(count)
 
     @torch.no_grad()
     def render(self, view: View, sh_degree: int) -> NDArray[np.float32]:
-        image, _, _ = self._rasterize(view, *self._camera(view), sh_degree)
-        return image.cpu().numpy()
+        image = self._rasterizer.forward(self._model, Camera.of(view, self._on), sh_degree)
+        return image[0].cpu().numpy()
 
     def gaussians(self) -> Gaussians:
-        values = {name: buffer[: self._count].cpu().numpy() for name, buffer in self._values.items()}
-        sh = np.concatenate([values.pop("sh0"), values.pop("sh_rest")], axis=1)
-        return Gaussians(**values, sh=sh)
+        return Gaussians(**{name: buffer[: self._count].cpu().numpy() for name, buffer in self._values.items()})
 
     def state(self) -> dict[str, NDArray[Any]]:
-        saved: dict[str, NDArray[Any]] = {"steps": np.array(self._steps), "random": self._random.get_state().numpy()}
-        for kind, buffers in (("value", self._values), ("first", self._first), ("second", self._second)):
-            for name, buffer in buffers.items():
-                saved[f"{kind}_{name}"] = buffer[: self._count].cpu().numpy()
+        n = self._count
+        saved: dict[str, NDArray[Any]] = {"steps": np.array(self._steps)}
+        for name, buffer in self._values.items():
+            saved[f"value_{name}"] = buffer[:n].cpu().numpy()
+        for moment in range(2):
+            saved[f"geometry_{moment}"] = self._geometry[moment][:, :n].cpu().numpy()
+            saved[f"colors_{moment}"] = self._colors[moment][:n].cpu().numpy()
         return saved
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        self._count, self._steps = len(state["value_means"]), int(state["steps"])
-        self._random.set_state(torch.from_numpy(state["random"]))
-        for kind, buffers in (("value", self._values), ("first", self._first), ("second", self._second)):
-            for name, buffer in buffers.items():
-                buffer[: self._count] = torch.from_numpy(state[f"{kind}_{name}"]).to(self._on)
-        self._bind()
+        n, self._steps = len(state["value_means"]), int(state["steps"])
+        for name, buffer in self._values.items():
+            buffer[:n] = torch.from_numpy(state[f"value_{name}"]).to(self._on)
+        for moment in range(2):
+            self._geometry[moment][:, :n] = torch.from_numpy(state[f"geometry_{moment}"]).to(self._on)
+            self._colors[moment][:n] = torch.from_numpy(state[f"colors_{moment}"]).to(self._on)
+        self._bind(n)
 
     def versions(self) -> dict[str, str]:
         return {
             "torch": torch.__version__,
             "cuda": str(torch.version.cuda),
             "gsplat": gsplat.__version__,
+            "triton": triton.__version__,
             "python": platform.python_version(),
         }
-
-
-class PhotoLoss(torch.autograd.Function):
-    """0.8 L1 + 0.2 (1 - SSIM) of an image [H, W, 3] and a photo of bytes; see ``splat.loss`` for the formulas.
-
-    The gradient is computed with the value: two blurs forward, no graph.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, image: Tensor, pixels: Tensor, window: Tensor) -> Tensor:
-        x = image.permute(2, 0, 1)
-        y = pixels.permute(2, 0, 1).to(torch.float32) / 255
-        difference = x - y
-        value = difference.abs().mean()
-        grad = torch.sign(difference) / difference.numel()
-        if min(x.shape[1:]) >= WINDOW:
-            similarity, by_x = similarity_and_gradient(x, y, window)
-            value = (1 - SSIM_WEIGHT) * value + SSIM_WEIGHT * (1 - similarity)
-            grad = (1 - SSIM_WEIGHT) * grad - SSIM_WEIGHT * by_x
-        ctx.save_for_backward(grad)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (grad,) = ctx.saved_tensors
-        return (upstream * grad).permute(1, 2, 0), None, None
-
-
-def similarity_and_gradient(x: Tensor, y: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean SSIM over whole windows, and its gradient by x; both images [3, H, W]."""
-    a, b, aa, bb, ab = blur(torch.cat([x, y, x * x, y * y, x * y]), window).split(3)
-    a1, a2 = 2 * a * b + C1, 2 * (ab - a * b) + C2
-    b1, b2 = a * a + b * b + C1, (aa - a * a) + (bb - b * b) + C2
-    inverse = 1 / (b1 * b2)
-    similarity = a1 * a2 * inverse
-    by_aa, by_ab = -similarity / b2, 2 * a1 * inverse
-    by_a = 2 * b * a2 * inverse - 2 * a * similarity / b1 - 2 * a * by_aa - b * by_ab
-    margin = WINDOW - 1
-    maps = blur(pad(torch.cat([by_a, by_aa, by_ab]), (margin, margin, margin, margin)), window)
-    from_a, from_aa, from_ab = maps.split(3)
-    return similarity.mean(), (from_a + 2 * x * from_aa + y * from_ab) / similarity.numel()
-
-
-def blur(planes: Tensor, window: Tensor) -> Tensor:
-    """Separable blur over whole windows: [P, H, W] -> [P, H - 10, W - 10]."""
-    one = planes[:, None]
-    return conv2d(conv2d(one, window.view(1, 1, WINDOW, 1)), window.view(1, 1, 1, WINDOW))[:, 0]
