@@ -38,6 +38,12 @@ class Matcher(StrEnum):
     spatial = "spatial"
 
 
+class Jobs(StrEnum):
+    process = "process"
+    docker = "docker"
+
+
+HowJobsRun = Annotated[Jobs, typer.Option("--jobs", help="Stages as child processes, or in the container images.")]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder for the result; made if it is not there.")]
 Open = Annotated[bool, typer.Option("--open", help="Show the result in the browser when it is ready.")]
 
@@ -55,6 +61,7 @@ def run(
     max_image_long_side: Annotated[int | None, typer.Option(help="Photos are reduced to this many pixels.")] = None,
     sh_degree: Annotated[int | None, typer.Option(min=0, max=3, help="Degree of view-dependent colour.")] = None,
     jobs_dir: Annotated[Path | None, typer.Option(help="Where the jobs work; inside OUT otherwise.")] = None,
+    jobs: HowJobsRun = Jobs.process,
     open_page: Open = False,
 ) -> None:
     """Turn a folder of photos into a splat page."""
@@ -69,16 +76,19 @@ def run(
         "sh_degree": sh_degree,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    follow(lambda listener: local_run.run(photos, out, given, listener, jobs_dir=jobs_dir), out, open_page)
+    runner = runner_options(jobs)
+    follow(lambda listener: local_run.run(photos, out, given, listener, jobs_dir, **runner), out, open_page)
 
 
 @app.command()
 def resume(
     out: Annotated[Path, typer.Argument(help="The --out folder of a run that was interrupted.")],
+    jobs: HowJobsRun = Jobs.process,
     open_page: Open = False,
 ) -> None:
     """Go on with an interrupted run from where it was."""
-    follow(lambda listener: local_run.resume(out, listener), out, open_page)
+    runner = runner_options(jobs)
+    follow(lambda listener: local_run.resume(out, listener, **runner), out, open_page)
 
 
 @app.command()
@@ -128,6 +138,21 @@ def view_result(
         console.print(f"[red]There is no index.html in {folder}.[/] Name the --out folder of a finished run.")
         raise typer.Exit(2)
     view.show(folder, port, browser)
+
+
+def runner_options(jobs: Jobs) -> dict[str, Any]:
+    """What `local_run` needs to run jobs in containers; exits when there is no engine or an image is missing."""
+    if jobs is Jobs.process:
+        return {}
+    from spaceport.docker_runner import DockerError, DockerRunner
+
+    try:
+        runner = DockerRunner()
+        runner.check()
+    except DockerError as error:
+        console.print(f"[red]{error}[/]")
+        raise typer.Exit(2) from error
+    return {"runner": runner}
 
 
 def follow(start: Any, out: Path, open_page: bool) -> None:

@@ -1,7 +1,7 @@
 """Runs stage programs in the container images, shut in as SageMaker shuts them in: `spaceport run --jobs docker`.
 
 One container per job, with all of /opt/ml mounted from its folder, no network, a read-only root file system and no
-capabilities. The images are those of `make images`; $SPACEPORT_DOCKER_IMAGES names others.
+capabilities. The images are those of `make local-images`; $SPACEPORT_DOCKER_IMAGES names others.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class DockerRunner:
         names = [self.images.format(stage=stage) for stage in stages]
         missing = [name for name in names if self._docker("image", "inspect", name).returncode]
         if missing:
-            raise DockerError(f"There is no image {', '.join(missing)} here. Build the images with `make images`.")
+            raise DockerError(f"There is no image {', '.join(missing)} here. `make local-images` builds them.")
 
     def start(self, job: JobStart, on_exit: Callable[[Exit], None]) -> Handle:
         """Start the container and return. Raises OSError when the client cannot be started."""

@@ -67,7 +67,7 @@ def test_failure_in_a_container_reaches_the_user(runner: DockerRunner, tmp_path:
 
 
 def test_missing_image_is_told_before_the_run(runner: DockerRunner) -> None:
-    with pytest.raises(DockerError, match=r"no-such-image-sfm:1.*make images"):
+    with pytest.raises(DockerError, match=r"no-such-image-sfm:1.*make local-images"):
         DockerRunner("no-such-image-{stage}:1", client=runner.client).check()
 
 
