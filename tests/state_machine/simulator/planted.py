@@ -1,0 +1,116 @@
+"""Mistakes planted into copies of the functions, the definition and the template; the simulator must find each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.state_machine.simulator import invariants, schedules
+from tests.state_machine.simulator.catalog import CATALOG, plan_of
+from tests.state_machine.simulator.code import Code, Edit, load
+from tests.state_machine.simulator.world import World
+
+ASL = "statemachine/pipeline.asl.json"
+CATCH = (
+    '"Catch": [{ "ErrorEquals": ["States.ALL"], "ResultPath": "$.error", "Next": "RecordFailure" }],\n      "Next": '
+)
+PUT_TASK = "        if not jobs.put_task(name, job_id, stage, number, token):\n            continue\n"
+START = '        created = start(job, stage, name, event["execution_arn"])\n'
+SEND = "        channel = mails.send("
+RELEASE = "        jobs.release_message(job_id)\n        raise\n"
+FINISH = '    stage, job_id = task["stage"], task["job_id"]\n    if verdict'
+
+
+@dataclass(frozen=True)
+class Bug:
+    """``where``: cells (state, fault) to look at first; the seeds come after them."""
+
+    name: str
+    edit: Edit
+    where: tuple[tuple[str, str], ...] = ()
+
+
+BUGS = (
+    Bug("the token is stored after the job is created",
+        ("functions/start_job.py", PUT_TASK + START, START + PUT_TASK)),
+    Bug("the message is marked before it is sent",
+        ("functions/notify.py", SEND, "        jobs.mark_message_sent(job_id)\n" + SEND),
+        (("NotifyFailure", "each of its calls throttled"), ("Notify", "cut off before each of its calls"))),
+    Bug("a stage starts whatever the row says",
+        ("functions/jobs.py", '"#status IN (:settling, :running) OR ended_at = :ended"',
+         '"attribute_exists(pk) OR #status IN (:settling, :running) OR ended_at = :ended"'),
+        (("SfM", "execution aborted"), ("Train", "execution aborted"))),
+    Bug("a stopped job counts as running",
+        ("functions/verdicts.py", 'if status in ("InProgress", "Stopping"):',
+         'if status in ("InProgress", "Stopping", "Stopped"):'),
+        (("SfM", "job Stopped by hand"),)),
+    Bug("a retry uses the job name of the first attempt",
+        ("functions/start_job.py", "job_id, stage, number)\n        # The", "job_id, stage, 0)\n        # The"),
+        (("SfM", "CapacityError once"),)),
+    Bug("a Catch without ResultPath",
+        (ASL, CATCH + '"Train"', CATCH.replace('"ResultPath": "$.error", ', "") + '"Train"'),
+        (("SfM", "job Failed with a reason"),)),
+    Bug("the notifier swallows errors of sending",
+        ("functions/notify.py", RELEASE, '        jobs.mark_message_sent(job_id)\n        return {"status": "?"}\n'),
+        (("Notify", "each of its calls throttled"), ("NotifyFailure", "each of its calls refused with 503"))),
+    Bug("the sweep ignores tasks whose event was lost",
+        ("functions/check_status.py", "names = jobs.open_task_names()", "names: list[str] = []"),
+        (("Train", "event lost"),)),
+    Bug("the sweep ignores jobs whose execution has ended",
+        ("functions/notify.py", "for job_id in jobs.open_job_ids():", "for job_id in ():"),
+        (("Train", "execution aborted, its event lost"),)),
+    Bug("a job that nobody waits for is not stopped",
+        ("functions/check_status.py", '    sagemaker_jobs.stop(task["stage"], name)\n', ""),
+        (("SfM", "execution aborted"), ("Train", "cut off after each of its calls"))),
+    Bug("the task is closed before the state machine has its answer",
+        ("functions/check_status.py", FINISH,
+         FINISH.replace("\n    if", "\n    jobs.close_task(name, verdict.status.upper())\n    if")),
+        (("processing job changed", "cut off before each of its calls"),)),
+    Bug("a fault of SageMaker is not tried again",
+        ("functions/verdicts.py", '(("InternalServerError",), TRANSIENT,', '(("InternalServerError",), "",'),
+        (("Compress", "InternalServerError once"),)),
+    Bug("a busy service is not tried again",
+        ("functions/service_errors.py", "            if is_passing(error):", "            if not error:"),
+        (("Validate", "each of its calls throttled"),)),
+    Bug("half a result stays published",
+        ("functions/results.py", "    bucket = job[\"bucket\"]\n    keys = [", "    return\n    bucket = job[\"bucket\"]\n    keys = ["),
+        (("Notify", "execution aborted"), ("Notify", "Lambda.ServiceException always"))),
+    Bug("a failed job ends as a success",
+        (ASL, '"Next": "Failed" }],\n      "Next": "Failed"', '"Next": "Failed" }],\n      "Next": "Succeeded"'),
+        (("SfM", "job Failed with a reason"),)),
+    Bug("a message that was sent is sent again",
+        ("functions/jobs.py", '"attribute_not_exists(message_sent_at) AND "', '""'),
+        (("SfM", "job Failed with a reason"),)),
+    Bug("a stranger's job is taken for the own one",
+        ("functions/start_job.py", "if not created and task and", "if created is None and task and"),
+        (("Train", "create: name in use by a stranger"),)),
+    Bug("a lost answer of Notify turns success into failure",
+        (ASL, '"Next": "FailUnlessDone" }', '"Next": "RecordFailure" }'),
+        (("Notify", "answer never comes"),)),
+    Bug("the task is closed while its job may just be created",
+        ("functions/notify.py", '        logger.info("stopped the running stage"',
+         '        jobs.close_task(job["job_name"], "STOPPED")\n        logger.info("stopped the running stage"'),
+        (("SfM", "execution aborted"),)),
+    Bug("a cancelled job is told as a fault of the service",
+        ("functions/notify.py", "None if failed_before else ENDED_FROM_OUTSIDE.get(status)", "None"),
+        (("QuietPeriod", "execution aborted"),)),
+)  # fmt: skip
+
+
+def find(bug: Bug, seeds: int = 200) -> str:
+    """The first violation and where it was found; empty when the simulator is blind to the bug."""
+    code = load((bug.edit,))
+    kinds = {kind.name: kind for kind in CATALOG}
+    for state, fault in bug.where:
+        for parts in kinds[fault].parts(state):
+            violation = _violation(code, World(code, plan_of(state, parts)))
+            if violation:
+                return f"{state} / {fault}: {violation}"
+    for seed in range(seeds):
+        violation = _violation(code, World(code, schedules.draw(seed, schedules.all_places(code))))
+        if violation:
+            return f"seed {seed}: {violation}"
+    return ""
+
+
+def _violation(code: Code, world: World) -> str:
+    return next(iter(invariants.check(world.run())), "")
