@@ -21,7 +21,9 @@ EVENT_CALLS = {
 }
 SYNCHRONOUS = ("Settle", "Validate", "SfM", "Train", "Compress", "Notify", "NotifyFailure")
 DIRECT = ("RecordFailure", "FailUnlessDone")  # DynamoDB without a function
-BAD_STAGE = Fate(status="Failed", more={"ExitMessage": "TOO_FEW_PHOTOS: Too few. Take more."}, code="TOO_FEW_PHOTOS")
+BAD_STAGE = Fate(
+    600, status="Failed", more={"ExitMessage": "TOO_FEW_PHOTOS: Too few. Take more."}, code="TOO_FEW_PHOTOS"
+)
 
 
 @dataclass
@@ -291,16 +293,10 @@ def _aborted_unnoticed(state: str) -> Iterator[Parts]:
     yield Parts(acts=(Act(state, "abort", 0),), deliveries={("status", n): Delivery(()) for n in range(5)})
 
 
-TIMES_S = {"Settle": 10, "UploadComplete?": 1, "QuietPeriod": 30, "Validate": 70, "StartAt?": 60, "SfM": 300}
-TIMES_S |= {
-    "WholeSeconds": 1,
-    "Train": 900,
-    "Compress": 1500,
-    "Notify": 1870,
-    "MalformedAnswer": 60,
-    "RecordFailure": 670,
-}
-TIMES_S |= {"NotifyFailure": 670, "FailUnlessDone": 1870}
+# Seconds after the upload in which a state is the current one; a stage's job takes 1500 s where nothing else is said.
+TIMES_S = {"Settle": 10, "UploadComplete?": 1, "WholeSeconds": 1, "QuietPeriod": 30, "Validate": 70, "StartAt?": 60}
+TIMES_S |= {"SfM": 300, "Train": 2000, "Compress": 3500, "Notify": 4570, "FailUnlessDone": 4570}
+TIMES_S |= {"MalformedAnswer": 60, "RecordFailure": 670, "NotifyFailure": 670}
 
 
 def _timed_out(state: str) -> Iterator[Parts]:
@@ -324,6 +320,17 @@ def _notifier(count: int) -> Callable[[str], Iterator[Parts]]:
         yield Parts(cause.faults + tuple(calls), cause.fates, cause.acts)
 
     return parts
+
+
+def _mute(count: int) -> Callable[[str], Iterator[Parts]]:
+    def parts(state: str) -> Iterator[Parts]:
+        yield Parts((Fault(_where(state), "mute", count=count),))
+
+    return parts
+
+
+def _tells_user(state: str) -> str:
+    return "" if state in ("Notify", "NotifyFailure") else "no message is sent here on the usual way"
 
 
 def way_to_fail(state: str) -> Parts:
@@ -374,6 +381,8 @@ CATALOG: tuple[Kind, ...] = (
     Kind("answer never comes", _silence, lambda s: "" if s in DIRECT else _answer_is_read(s)),
     Kind("malformed answer (14 kinds)", _malformed, _answer_is_read),
     Kind("answer of 300 KiB", _too_large, _answer_is_read, alone=True),
+    Kind("SES and SNS refuse once", _mute(1), _tells_user),
+    Kind("SES and SNS refuse ten times", _mute(10), _tells_user),
     Kind("DynamoDB refuses once", _direct_error("DynamoDB.InternalServerErrorException", 1), _is_direct),
     Kind("DynamoDB refuses always", _direct_error("DynamoDB.InternalServerErrorException", ALWAYS), _is_direct),
     Kind("SendTaskFailure with JSON",

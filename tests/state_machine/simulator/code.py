@@ -96,7 +96,7 @@ def _load(root: Path) -> Code:
         handlers = {f.arn: importlib.import_module(f.handler.partition(".")[0]).handler for f in stack.functions}
         modules.update({name: sys.modules[name] for name in _names(root / "functions") if name in sys.modules})
         modules["settings"].settings()
-        modules["mails"]._templates().list_templates()
+        modules["mails"]._templates().auto_reload = False
         for template in modules["mails"]._templates().list_templates():
             modules["mails"]._templates().get_template(template)  # the files of a copy are gone afterwards
     provider = modules["telemetry"].metrics.provider

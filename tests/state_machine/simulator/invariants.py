@@ -9,7 +9,7 @@ from typing import Any
 from tests.state_machine.simulator.world import OUTPUTS, World
 
 # A job that nobody waits for is found by the next sweep; a sweep that was itself struck leaves it to the one after.
-GRACE_S = 1_000.0
+GRACE_S = 700.0
 
 
 def check(world: World) -> list[str]:

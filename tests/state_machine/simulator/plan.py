@@ -17,7 +17,7 @@ class Fault:
     kind: ``error`` (the call fails with ``name`` and never reaches the function), ``crash`` (cut off before, or with
     ``after`` after, the ``at``-th AWS call; ``at`` 0 means at the end), ``service`` (the ``at``-th AWS call answers
     ``name``), ``pause`` (``seconds`` pass before the ``at``-th AWS call), ``answer`` (the function runs, the answer is
-    ``value``), ``silence`` (the answer never comes). ``code``: what the user must be told when it strikes and is
+    ``value``), ``silence`` (the answer never comes), ``mute`` (SNS and SES refuse). ``code``: what the user must be told when it strikes and is
     fatal; empty where the job must survive it.
     """
 
@@ -41,7 +41,7 @@ class Fate:
     the job goes on. ``files`` False: it completes without what it promised. ``code`` as in Fault.
     """
 
-    seconds: float = 600
+    seconds: float = 1500
     status: str = "Completed"
     more: dict[str, Any] = field(default_factory=dict)
     interrupted_s: float = 0

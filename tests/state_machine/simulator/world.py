@@ -27,7 +27,7 @@ SCENE = "house"
 JPEG = b"\xff\xd8\xff\xe0" + b"\0" * 60
 ASYNC_RETRY_DELAYS_S = (60.0, 120.0)  # Lambda developer guide, "Error handling for asynchronous invocation"
 SWEEP_S = 300.0
-LIMIT_S = 20 * 86_400.0
+LIMIT_S = 4 * 86_400.0
 OUTPUTS = {"sfm": ("scene.json",), "train": ("scene.ply",), "compress": ("index.html", "report.json", "scene.sog")}
 STATUS_EVENT = "Step Functions Execution Status Change"
 
@@ -139,7 +139,7 @@ class World:
         self.clock.call_later(SWEEP_S, self._sweep)
         while self.clock.run_next():
             if self.elapsed() > LIMIT_S:
-                self.violations.append("does not come to rest within twenty days")
+                self.violations.append("does not come to rest within four days")
                 break
         return self
 
@@ -254,8 +254,10 @@ class World:
             if detail["status"] == "TIMED_OUT":
                 self.struck += 1
                 self.causes.append("EXECUTION_TIMED_OUT")
-            if str(detail.get("error")).startswith("States."):
+            if detail.get("error") == "States.DataLimitExceeded":
                 self.causes.append("INTERNAL_ERROR")
+            elif str(detail.get("error")).startswith("States."):
+                self.violations.append(f"the state machine itself failed: {detail['error']} {detail.get('cause')}")
             self.emit("aws.states", STATUS_EVENT, detail, self._delivery("status"))
 
     def _deliver(self, function: str, name: str, event: dict[str, Any], attempt: int = 0) -> None:
@@ -295,6 +297,10 @@ class World:
         if service in ("sns", "sesv2"):
             call.sent += 1
         fault = call.fault
+        if fault is not None and fault.kind == "mute" and service in ("sns", "sesv2"):
+            self.struck += 1
+            call.sent -= 1
+            raise fakes.client_error("AuthorizationError", "not now", operation, 403)
         if fault is None or fault.at != call.calls or fault.kind not in ("crash", "service", "pause"):
             return _nothing
         self.struck += 1

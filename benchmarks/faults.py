@@ -1,0 +1,81 @@
+"""Random schedules of faults against the control plane: ``python -m benchmarks.faults [--schedules 20000]``.
+
+Runs the table state x fault, the schedules of seeds 0 .. n-1 on all cores, and the planted bugs; writes
+benchmarks/results/faults.json. A failing seed is printed with the command that replays it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the simulator is part of the tests
+
+from tests.state_machine.simulator import planted, schedules, table  # noqa: E402
+from tests.state_machine.simulator.catalog import CATALOG  # noqa: E402
+from tests.state_machine.simulator.code import deployed  # noqa: E402
+
+OUT = ROOT / "benchmarks/results/faults.json"
+CHUNK = 250
+
+
+def run_seeds(first: int, count: int) -> dict[int, list[str]]:
+    """Violations by seed."""
+    found = {seed: schedules.run_seed(deployed(), seed)[1] for seed in range(first, first + count)}
+    return {seed: violations for seed, violations in found.items() if violations}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--schedules", type=int, default=20_000)
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    bad: dict[int, list[str]] = {}
+    with ProcessPoolExecutor() as pool:
+        chunks = range(0, arguments.schedules, CHUNK)
+        counts = [min(CHUNK, arguments.schedules - first) for first in chunks]
+        for found in pool.map(run_seeds, chunks, counts):
+            bad |= found
+        schedules_s = time.monotonic() - started
+        caught = sum(bool(text) for text in pool.map(planted.find, planted.BUGS))
+    cells = table.run_table(deployed())
+    for seed, violations in bad.items():
+        print(f"python -m tests.state_machine.simulator {seed}: {violations}")
+    violations = sum(map(len, bad.values())) + sum(len(cell.violations) for cell in cells)
+    figures = {
+        "states": len(table.states(deployed())),
+        "faults": len(CATALOG),
+        "cells_run": sum(not cell.reason for cell in cells),
+        "table_runs": sum(cell.runs for cell in cells),
+        "schedules": arguments.schedules,
+        "schedules_wall_s": round(schedules_s, 1),
+        "violations": violations,
+        "planted_bugs": len(planted.BUGS),
+        "caught": caught,
+    }
+    result = {
+        "name": "faults",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version(), "powertools": version("aws-lambda-powertools")},
+        "command": "python -m benchmarks.faults",
+        "figures": figures,
+    }
+    print(json.dumps(figures, indent=2))
+    if arguments.schedules >= 20_000:
+        OUT.parent.mkdir(exist_ok=True)
+        OUT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 1 if violations or caught < len(planted.BUGS) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
