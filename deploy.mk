@@ -1,0 +1,40 @@
+# make deploy          from nothing to a running service: stack, images, stack with images (ENV=default|dev|prod)
+# make images          build the images here, check and push them, write their digests into samconfig.toml
+# make images-cloud    the same in your AWS account, without a container engine
+# make delete          delete the stack; photos and the job table stay (docs/removal.md)
+# make test-deploy     template, build, roles, a deployment to a local endpoint
+# make iam             write docs/iam.md anew
+ENV            ?= default
+ACCOUNT_REGION ?=
+TRAIN_ENGINE   ?= gpu
+SAM            ?= $(shell command -v sam || echo build/deploy/sam/bin/sam)
+IMAGES         ?= $(shell command -v docker >/dev/null && echo images || echo images-cloud)
+IMAGE_OPTIONS   = --env $(ENV) --train-engine $(TRAIN_ENGINE) $(if $(ACCOUNT_REGION),--account-region $(ACCOUNT_REGION))
+
+.PHONY: deploy stack images images-cloud delete test-deploy iam
+
+# The first pass makes the repositories that the images are pushed to, the second names the pushed images.
+deploy: install
+	$(MAKE) stack
+	$(MAKE) $(IMAGES)
+	$(MAKE) stack
+
+stack: $(SAM)
+	$(SAM) build --config-env $(ENV)
+	$(SAM) deploy --config-env $(ENV) --no-confirm-changeset
+
+images images-cloud: install
+	$(BIN)/python deploy/images.py $(if $(filter images,$@),push,cloud) $(IMAGE_OPTIONS)
+
+delete: $(SAM)
+	$(SAM) delete --config-env $(ENV)
+
+build/deploy/sam/bin/sam: tests/deploy/requirements/sam.txt
+	$(PYTHON) -m venv build/deploy/sam
+	build/deploy/sam/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+
+test-deploy: install-dev
+	$(BIN)/python -m pytest -m deploy tests/deploy $(PYTEST_ARGS)
+
+iam: install-dev
+	SPACEPORT_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/deploy/test_deploy_iam.py

@@ -1,0 +1,176 @@
+"""Bring the three images to the registry of a stack, and write their digests into samconfig.toml.
+
+    python deploy/images.py push  --env default     build and check here, push   (needs a container engine)
+    python deploy/images.py cloud --env default     build in the account with the stack's CodeBuild project
+
+The stack exists already: it has the repositories. The next `sam deploy` uses the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import re
+import shlex
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "samconfig.toml"
+STAGES = ("sfm", "train", "compress")
+PARAMETERS = {"sfm": "SfmImageUri", "train": "TrainImageUri", "compress": "CompressImageUri"}
+SOURCE_KEY = "image-sources/source.zip"
+POLL_S = 20
+
+
+class DeployError(Exception):
+    """What was wrong and what to do."""
+
+
+def deployed_stack(env: str) -> str:
+    """Name of the stack that samconfig.toml names for this environment."""
+    config = tomllib.loads(CONFIG.read_text(encoding="utf-8"))
+    try:
+        return str(config[env]["deploy"]["parameters"]["stack_name"])
+    except KeyError as error:
+        raise DeployError(f"samconfig.toml has no stack_name for the environment {env!r}") from error
+
+
+def describe_stack(name: str) -> tuple[dict[str, str], dict[str, str]]:
+    """(outputs, parameters) of the stack."""
+    try:
+        (stack,) = boto3.client("cloudformation").describe_stacks(StackName=name)["Stacks"]
+    except ClientError as error:
+        raise DeployError(f"the stack {name} cannot be read ({error}): deploy it first with `sam deploy`") from error
+    outputs = {one["OutputKey"]: one["OutputValue"] for one in stack.get("Outputs", [])}
+    parameters = {one["ParameterKey"]: one["ParameterValue"] for one in stack.get("Parameters", [])}
+    return outputs, parameters
+
+
+def new_tag() -> str:
+    """A tag that was never used: tags in the repositories cannot be moved. The commit, then the time."""
+    commit = subprocess.run(
+        ["git", "-C", ROOT, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return f"{commit.stdout.strip() or 'source'}-{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
+
+
+def push(registry: str, prefix: str, tag: str, train_engine: str) -> None:
+    """Build the images here (each checks itself while it is built), and push them."""
+    sys.path.insert(0, str(ROOT / "containers"))
+    from images.build import base_image, build
+    from images.engine import NoEngine, running_engine
+
+    try:
+        with running_engine() as engine:
+            log_in(engine, registry)
+            base = base_image(engine)
+            for stage in STAGES:
+                name = f"{registry}/{prefix}-{stage}:{tag}"
+                built = build(engine, stage, name, base, train_engine if stage == "train" else "cpu")
+                print(f"{name}: {built.size_bytes / 1e6:.0f} MB, built in {built.seconds:.0f} s")
+                engine.docker("push", "--quiet", name, timeout_s=3600)
+    except NoEngine as problem:
+        raise DeployError(f"{problem}. `make images-cloud` builds the images in your account instead") from problem
+
+
+def log_in(engine: Any, registry: str) -> None:
+    """The password goes through standard input: it must not be seen in the list of processes."""
+    (token,) = boto3.client("ecr").get_authorization_token()["authorizationData"]
+    user, _, password = base64.b64decode(token["authorizationToken"]).decode().partition(":")
+    done = subprocess.run(
+        [engine.client, "login", "--username", user, "--password-stdin", registry],
+        env=engine.environment,
+        input=password,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise DeployError(f"the registry {registry} refused the login: {done.stderr.strip()}")
+
+
+def build_in_account(bucket: str, project: str, tag: str, train_engine: str) -> None:
+    """Send the committed sources to the stack's CodeBuild project and wait until the images are pushed."""
+    archive = subprocess.run(["git", "-C", ROOT, "archive", "--format=zip", "HEAD"], capture_output=True, check=False)
+    if archive.returncode:
+        raise DeployError(f"the sources cannot be packed: {archive.stderr.decode().strip()}")
+    boto3.client("s3").upload_fileobj(io.BytesIO(archive.stdout), bucket, SOURCE_KEY)
+    codebuild = boto3.client("codebuild")
+    variables = [{"name": "IMAGE_TAG", "value": tag}, {"name": "TRAIN_ENGINE", "value": train_engine}]
+    build = codebuild.start_build(
+        projectName=project, environmentVariablesOverride=[{**one, "type": "PLAINTEXT"} for one in variables]
+    )["build"]
+    print(f"building {build['id']}; this takes minutes with the CPU engine, about an hour with the GPU engine")
+    while build["buildStatus"] == "IN_PROGRESS":
+        time.sleep(POLL_S)
+        (build,) = codebuild.batch_get_builds(ids=[build["id"]])["builds"]
+    if build["buildStatus"] != "SUCCEEDED":
+        log = build["logs"].get("deepLink", "none")
+        raise DeployError(f"the build ended as {build['buildStatus']}; its log: {log}")
+
+
+def digests(registry: str, prefix: str, tag: str) -> dict[str, str]:
+    """Value of each image parameter: repository@digest of what was pushed under ``tag``."""
+    ecr = boto3.client("ecr")
+    found = {}
+    for stage in STAGES:
+        repository = f"{prefix}-{stage}"
+        (image,) = ecr.describe_images(repositoryName=repository, imageIds=[{"imageTag": tag}])["imageDetails"]
+        found[PARAMETERS[stage]] = f"{registry}/{repository}@{image['imageDigest']}"
+    return found
+
+
+def with_parameters(config: str, env: str, values: dict[str, str]) -> str:
+    """The text of samconfig.toml with ``values`` in the environment's parameter_overrides; the rest stays as it is."""
+    section = re.search(rf"^\[{re.escape(env)}\.deploy\.parameters\]\n(?:(?!\[).*\n?)*", config, re.MULTILINE)
+    if section is None:
+        raise DeployError(f"samconfig.toml has no section [{env}.deploy.parameters]")
+    known = tomllib.loads(config)[env]["deploy"]["parameters"].get("parameter_overrides", "")
+    pairs = shlex.split(known) if isinstance(known, str) else list(known)
+    merged = {**dict(pair.split("=", 1) for pair in pairs), **values}
+    text = " ".join(shlex.quote(f"{name}={value}") for name, value in merged.items())
+    if '"' in text or "\\" in text:
+        raise DeployError(f"a parameter of {env} has a quotation mark or a backslash: write it into the file yourself")
+    line = f'parameter_overrides = "{text}"\n'
+    old = re.compile(r"^parameter_overrides *= *.*\n?", re.MULTILINE)
+    body = section[0].rstrip("\n") + "\n"
+    body = old.sub(lambda _: line, body) if old.search(body) else body + line
+    trailing = section[0][len(section[0].rstrip("\n")) + 1 :]
+    return config[: section.start()] + body + trailing + config[section.end() :]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("way", choices=("push", "cloud"))
+    parser.add_argument("--env", default="default", help="environment of samconfig.toml")
+    parser.add_argument("--account-region", default="", help="123456789012.eu-central-1: refuse any other account")
+    parser.add_argument("--train-engine", choices=("cpu", "gpu"), default="gpu")
+    arguments = parser.parse_args()
+    outputs, parameters = describe_stack(deployed_stack(arguments.env))
+    registry, prefix, tag = outputs["ImageRegistry"], parameters["JobPrefix"], new_tag()
+    account, _, _, region, *_ = registry.split(".")  # 123456789012.dkr.ecr.eu-central-1.amazonaws.com
+    if arguments.account_region and arguments.account_region != f"{account}.{region}":
+        raise DeployError(f"the stack is in {account}.{region}, not in {arguments.account_region}")
+    if arguments.way == "push":
+        push(registry, prefix, tag, arguments.train_engine)
+    else:
+        build_in_account(outputs["BucketName"], outputs["ImageBuildProject"], tag, arguments.train_engine)
+    values = digests(registry, prefix, tag)
+    CONFIG.write_text(with_parameters(CONFIG.read_text(encoding="utf-8"), arguments.env, values), encoding="utf-8")
+    print("\n".join(f"{name} {value}" for name, value in values.items()))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (DeployError, ClientError, BotoCoreError, RuntimeError) as problem:
+        sys.exit(f"error: {problem}")
