@@ -1,16 +1,18 @@
 # make demo   sample photos -> splat page, on this machine
 # make test   unit, state machine, stage and end-to-end tests
-# make ci     what continuous integration runs: lint, types, tests
+# make ci     what continuous integration runs: lint, types, tests, images, deployment
+# make images-test   build the container images and run them under SageMaker's contract (needs Docker, or root)
+# make local-images  the same images for `spaceport run --jobs docker`
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO   ?= demo
 PYTEST_ARGS ?=
 
-.PHONY: help install install-dev demo test lint types ci lock clean browser
+.PHONY: help install install-dev demo test lint types ci lock clean browser engine local-images images-test
 
 help:
-	@sed -n 's/^# //p' $(MAKEFILE_LIST)
+	@sed -n 's/^# make/make/p' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -39,7 +41,21 @@ demo: install
 	$(BIN)/spaceport run $(DEMO)/photos --out $(DEMO)/result --preset draft
 
 test: install-dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not images and not deploy" $(PYTEST_ARGS)
+
+local-images: install
+	PYTHONPATH=containers $(BIN)/python -m images.build
+
+engine:
+	PYTHONPATH=containers $(BIN)/python -m images.engine install
+
+build/images/sdk/.installed: tests/images/sdk-requirements.txt
+	$(PYTHON) -m venv build/images/sdk
+	build/images/sdk/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+images-test: install-dev engine build/images/sdk/.installed
+	$(BIN)/python -m pytest -m images tests/images $(PYTEST_ARGS)
 
 lint: install-dev
 	$(BIN)/ruff check .
@@ -48,7 +64,7 @@ lint: install-dev
 types: install-dev
 	$(BIN)/mypy functions containers spaceport benchmarks
 
-ci: browser lint types test
+ci: browser lint types test images-test test-deploy
 
 lock:
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q requirements/run.in -o requirements/run.txt
@@ -59,3 +75,5 @@ lock:
 
 clean:
 	rm -rf build $(DEMO)
+
+include deploy.mk
