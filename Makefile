@@ -62,7 +62,7 @@ lint: install-dev
 	$(BIN)/ruff format --check .
 
 types: install-dev
-	$(BIN)/mypy functions containers spaceport benchmarks
+	$(BIN)/mypy functions containers spaceport benchmarks deploy
 
 ci: browser lint types test images-test test-deploy
 

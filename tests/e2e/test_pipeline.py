@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
 from spaceport.sample import render_sample
 
 pytestmark = pytest.mark.slow
