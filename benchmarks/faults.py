@@ -50,7 +50,7 @@ def main() -> int:
     cells = table.run_table(deployed())
     for seed, violations in bad.items():
         print(f"python -m tests.state_machine.simulator {seed}: {violations}")
-    violations = sum(map(len, bad.values())) + sum(len(cell.violations) for cell in cells)
+    violated = sum(map(len, bad.values())) + sum(len(cell.violations) for cell in cells)
     figures = {
         "states": len(table.states(deployed())),
         "faults": len(CATALOG),
@@ -58,7 +58,7 @@ def main() -> int:
         "table_runs": sum(cell.runs for cell in cells),
         "schedules": arguments.schedules,
         "schedules_wall_s": round(schedules_s, 1),
-        "violations": violations,
+        "violations": violated,
         "planted_bugs": len(planted.BUGS),
         "caught": caught,
     }
@@ -74,7 +74,7 @@ def main() -> int:
     if arguments.schedules >= 20_000:
         OUT.parent.mkdir(exist_ok=True)
         OUT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return 1 if violations or caught < len(planted.BUGS) else 0
+    return 1 if violated or caught < len(planted.BUGS) else 0
 
 
 if __name__ == "__main__":

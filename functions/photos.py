@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 import aws
 import layout
 
@@ -44,7 +46,9 @@ def inspect(bucket: str, scene: str, objects: Sequence[dict[str, Any]]) -> Inspe
     with ThreadPoolExecutor(max_workers=aws.S3_THREADS) as pool:
         heads = pool.map(lambda path: read_head(bucket, prefix + path), candidates)
         for path, head in zip(candidates, heads, strict=True):
-            if image_type(head):
+            if head is None:
+                found.rejected.append({"name": path, "reason": "the file was deleted while the upload was checked"})
+            elif image_type(head):
                 found.accepted.append(path)
             else:
                 found.rejected.append({"name": path, "reason": "the content is not a JPEG, PNG, TIFF or WebP image"})
@@ -76,8 +80,14 @@ def problem_of_kind(suffix: str) -> str:
     return "" if suffix in layout.PHOTO_SUFFIXES else f"not a photo ({suffix or 'no file type'})"
 
 
-def read_head(bucket: str, key: str) -> bytes:
-    answer = aws.s3().get_object(Bucket=bucket, Key=key, Range=f"bytes=0-{HEAD_BYTES - 1}")
+def read_head(bucket: str, key: str) -> bytes | None:
+    """The first bytes; None when the object is not there any more."""
+    try:
+        answer = aws.s3().get_object(Bucket=bucket, Key=key, Range=f"bytes=0-{HEAD_BYTES - 1}")
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "NoSuchKey":
+            return None
+        raise
     return answer["Body"].read()
 
 

@@ -21,9 +21,8 @@ EVENT_CALLS = {
 }
 SYNCHRONOUS = ("Settle", "Validate", "SfM", "Train", "Compress", "Notify", "NotifyFailure")
 DIRECT = ("RecordFailure", "FailUnlessDone")  # DynamoDB without a function
-BAD_STAGE = Fate(
-    600, status="Failed", more={"ExitMessage": "TOO_FEW_PHOTOS: Too few. Take more."}, code="TOO_FEW_PHOTOS"
-)
+TOO_FEW = {"ExitMessage": "TOO_FEW_PHOTOS: Too few. Take more."}
+BAD_STAGE = Fate(600, "Failed", TOO_FEW, code="TOO_FEW_PHOTOS")
 
 
 @dataclass

@@ -14,11 +14,11 @@ FUNCTION_STATES = ("Settle", "Validate", "SfM", "Train", "Compress", "Notify", "
 class Fault:
     """Strikes the invocations ``first`` .. ``first + count - 1`` of ``where`` (a state, or what an event calls).
 
-    kind: ``error`` (the call fails with ``name`` and never reaches the function), ``crash`` (cut off before, or with
-    ``after`` after, the ``at``-th AWS call; ``at`` 0 means at the end), ``service`` (the ``at``-th AWS call answers
-    ``name``), ``pause`` (``seconds`` pass before the ``at``-th AWS call), ``answer`` (the function runs, the answer is
-    ``value``), ``silence`` (the answer never comes), ``mute`` (SNS and SES refuse). ``code``: what the user must be told when it strikes and is
-    fatal; empty where the job must survive it.
+    kind: ``error`` (the call fails with ``name`` and never reaches the function), ``crash`` (cut off before, or
+    with ``after`` after, the ``at``-th AWS call; ``at`` 0 means at the end), ``service`` (the ``at``-th AWS call
+    answers ``name``), ``pause`` (``seconds`` pass before the ``at``-th AWS call), ``answer`` (the function runs,
+    the answer is ``value``), ``silence`` (the answer never comes), ``mute`` (SNS and SES refuse). ``code``: what
+    the user must be told when it strikes and is fatal; empty where the job must survive it.
     """
 
     where: str

@@ -17,6 +17,7 @@ PUT_TASK = "        if not jobs.put_task(name, job_id, stage, number, token):\n 
 START = '        created = start(job, stage, name, event["execution_arn"])\n'
 SEND = "        channel = mails.send("
 RELEASE = "        jobs.release_message(job_id)\n        raise\n"
+UNPUBLISH = '    bucket = job["bucket"]\n    keys = ['
 FINISH = '    stage, job_id = task["stage"], task["job_id"]\n    if verdict'
 
 
@@ -72,7 +73,7 @@ BUGS = (
         ("functions/service_errors.py", "            if is_passing(error):", "            if not error:"),
         (("Validate", "each of its calls throttled"),)),
     Bug("half a result stays published",
-        ("functions/results.py", "    bucket = job[\"bucket\"]\n    keys = [", "    return\n    bucket = job[\"bucket\"]\n    keys = ["),
+        ("functions/results.py", UNPUBLISH, "    return\n" + UNPUBLISH),
         (("Notify", "execution aborted"), ("Notify", "Lambda.ServiceException always"))),
     Bug("a failed job ends as a success",
         (ASL, '"Next": "Failed" }],\n      "Next": "Failed"', '"Next": "Failed" }],\n      "Next": "Succeeded"'),

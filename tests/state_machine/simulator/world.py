@@ -192,9 +192,8 @@ class World:
             detail = {"ProcessingJobName": "spaceport-not-yet", "ProcessingJobStatus": "Completed"}
             self.emit("aws.sagemaker", "SageMaker Processing Job State Change", detail, Delivery())
         elif act.kind == "end_event":
-            detail = {"executionArn": execution, "stateMachineArn": self.machine_arn, "status": act.values["status"]}
-            detail |= {"name": execution.rpartition(":")[2], "error": None, "cause": None}
-            self.emit("aws.states", STATUS_EVENT, detail, Delivery())
+            ended = {"executionArn": execution, "stateMachineArn": self.machine_arn, "status": act.values["status"]}
+            self.emit("aws.states", STATUS_EVENT, {**ended, "name": execution.rpartition(":")[2]}, Delivery())
         else:
             raise ValueError(f"unknown act {act.kind}")
 
@@ -215,7 +214,7 @@ class World:
 
     def emit(self, source: str, detail_type: str, detail: dict[str, Any], delivery: Delivery) -> None:
         time = datetime.fromtimestamp(self.now(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        event = {"version": "0", "id": "1", "source": source, "detail-type": detail_type, "time": time}
+        event: dict[str, Any] = {"version": "0", "id": "1", "source": source, "detail-type": detail_type, "time": time}
         event |= {"account": "123456789012", "region": "us-east-1", "resources": [], "detail": detail}
         for pattern, function, name in self.code.rules:
             if pattern is not None and pattern.matches(event):
