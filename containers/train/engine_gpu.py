@@ -12,7 +12,7 @@ from typing import Any
 import gsplat
 import numpy as np
 import torch
-import triton  # type: ignore[import-not-found]
+import triton
 from numpy.typing import NDArray
 from torch import Tensor
 

@@ -7,8 +7,8 @@ An image [H, W, 3] is read as H rows of 3 W numbers, so a pixel to the right is 
 # mypy: disable-error-code="no-untyped-def, misc"
 # Triton reads the annotations of a kernel's arguments itself: only constants have one.
 
-import triton  # type: ignore[import-not-found]
-import triton.language as tl  # type: ignore[import-not-found]
+import triton
+import triton.language as tl
 
 BLOCK = 512
 GAUSSIAN_BLOCK = 128
