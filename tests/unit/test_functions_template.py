@@ -304,3 +304,32 @@ def test_stage_payload_is_the_contracts():
         }
         assert STATES[state]["ResultPath"] == f"$.{stage}"
         assert ["Spaceport.Transient"] in [retry["ErrorEquals"] for retry in STATES[state]["Retry"]]
+
+
+# Asynchronous calls ---------------------------------------------------------------------------------------------------
+
+
+def test_every_event_that_is_given_up_lies_in_a_queue_with_an_alarm():
+    resources = load_template()["Resources"]
+    alarms = [r["Properties"] for r in resources.values() if r["Type"] == "AWS::CloudWatch::Alarm"]
+    names = [a["Dimensions"][0]["Value"]["Fn::GetAtt"] for a in alarms if a["Namespace"] == "AWS/SQS"]
+    watched = {name if isinstance(name, str) else ".".join(name) for name in names}
+    allowed = json.dumps(resources["DeadLettersPolicy"]["Properties"]["PolicyDocument"])
+    asynchronous = [name for name in HANDLERS if resources[name]["Properties"].get("Events")]
+    assert set(asynchronous) == {"IngestFunction", "CheckStatusFunction", "NotifyFunction"}
+    for name in asynchronous:
+        queue = name.replace("Function", "DeadLetters")
+        properties = resources[name]["Properties"]
+        assert resources[queue]["Type"] == "AWS::SQS::Queue"
+        destination = properties["EventInvokeConfig"]["DestinationConfig"]["OnFailure"]["Destination"]
+        assert queue in json.dumps(destination)
+        for event, body in properties["Events"].items():
+            assert queue in json.dumps(body["Properties"]["DeadLetterConfig"]), f"{name}.{event}"
+        assert queue in allowed
+        assert f"{queue}.QueueName" in watched
+
+
+def test_a_burst_of_uploads_can_be_limited():
+    template = load_template()
+    reserved = template["Resources"]["IngestFunction"]["Properties"]["ReservedConcurrentExecutions"]
+    assert reserved["Fn::If"][:2] == ["HasIngestLimit", {"Ref": "IngestConcurrency"}]

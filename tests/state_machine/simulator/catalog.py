@@ -406,7 +406,7 @@ CATALOG: tuple[Kind, ...] = (
     Kind("create: quota once", _refused("ResourceLimitExceeded", "limit", "", 1), _is_stage),
     Kind("create: quota always", _refused("ResourceLimitExceeded", "limit", "QUOTA_EXCEEDED", 14), _is_stage),
     Kind("create: throttled once", _refused("ThrottlingException", "slow down", "", 1), _is_stage),
-    Kind("create: invalid", _refused("ValidationException", "no such role", "SAGEMAKER_REJECTED", 1), _is_stage),
+    Kind("create: invalid", _refused("ValidationException", "no such role", "SAGEMAKER_REJECTED", 14), _is_stage),
     Kind("create: name in use by a stranger", _fate(Fate(name_taken=True)), _is_stage),
     Kind("event lost", _deliver("job"), _is_stage),
     Kind("event three times", _deliver("job", 1.0, 1.0, 40.0), _is_stage),

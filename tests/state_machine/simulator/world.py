@@ -20,7 +20,7 @@ from spaceport.journal import MemoryJournal
 from spaceport.stepfunctions import ApiError, StepFunctions
 from tests.state_machine.simulator import fakes
 from tests.state_machine.simulator.code import Code, with_timeout
-from tests.state_machine.simulator.plan import Act, Delivery, Fate, Fault, Plan
+from tests.state_machine.simulator.plan import STAGE_OF, Act, Delivery, Fate, Fault, Plan
 
 START = datetime(2026, 11, 12, 9, 0, tzinfo=UTC)
 SCENE = "house"
@@ -178,7 +178,7 @@ class World:
                 self.aborted.add(execution)
                 self.engine.stop_execution(execution)
         elif act.kind in ("send_failure", "send_success"):
-            self._answer_token(act)
+            self._answer_token(act, execution.rpartition(":")[2])
         elif act.kind == "upload":
             self.s3.put(f"uploads/{SCENE}/later {act.values.get('n', 0)}.jpg", JPEG)
         elif act.kind == "delete":
@@ -197,9 +197,10 @@ class World:
         else:
             raise ValueError(f"unknown act {act.kind}")
 
-    def _answer_token(self, act: Act) -> None:
-        """Somebody answers the token of the running stage."""
-        tokens = [row["task_token"] for row in self.table.rows.values() if "task_token" in row and "open" in row]
+    def _answer_token(self, act: Act, job_id: str) -> None:
+        """Somebody answers the token of the job's running stage."""
+        tasks = [row for row in self.table.rows.values() if "task_token" in row and "open" in row]
+        tokens = [row["task_token"] for row in tasks if row["job_id"] == job_id]
         for token in tokens[-1:]:
             try:
                 if act.kind == "send_failure":
@@ -376,6 +377,8 @@ class World:
         answer = self.call(function, state, payload["Payload"] if callback else payload)
         fault = self._last_fault(state)
         if fault is not None and fault.kind == "silence":
+            # That the stage could not be started stays unheard, until its heartbeat is missed.
+            self.causes += ["STAGE_LOST"] if state in STAGE_OF and "error" in answer else []
             return
         if "error" in answer:
             on_done(TaskError(answer["error"]["errorType"], json.dumps(answer["error"])))
