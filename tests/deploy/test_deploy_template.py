@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from spaceport.template import load_stack
 from tests.deploy.environments import ROOT, clean_environment, run
 from tests.unit.fn_cloud import load_template
 
@@ -135,3 +136,34 @@ def test_metrics_of_alarms_and_dashboard_are_emitted():
     assert len(names) >= 8
     for name in names:
         assert f'"{name}"' in code, f"no function emits the metric {name}"
+
+
+def test_every_condition_can_be_on():
+    """All optional parts at once: own key, sender identity, budget, subscription, pages elsewhere, limits."""
+    parameters = {
+        "UseOwnKey": "true",
+        "SenderEmail": "spaceport@example.com",
+        "CreateSenderIdentity": "true",
+        "MonthlyBudgetUsd": "50",
+        "NotificationEmail": "operator@example.com",
+        "ResultBaseUrl": "https://pages.example.com",
+        "IngestConcurrency": "5",
+    }
+    stack = load_stack(TEMPLATE, parameters)
+    key = stack.function("StartJobFunction").environment["KMS_KEY_ARN"]
+    assert key.startswith("arn:aws:kms:us-east-1:")
+    assert load_stack(TEMPLATE).function("StartJobFunction").environment["KMS_KEY_ARN"] == ""
+
+
+def test_whoever_touches_the_bucket_may_use_the_own_key():
+    resources = load_template()["Resources"]
+    policies = [
+        r["Properties"] for r in resources.values() if r.get("Condition") == "HasOwnKey" and "Policy" in r["Type"]
+    ]
+    allowed = {role["Ref"] for p in policies for role in p["Roles"] if "kms:Decrypt" in json.dumps(p["PolicyDocument"])}
+    touching = set()
+    for name, resource in resources.items():
+        if any(action in json.dumps(resource) for action in ('"s3:GetObject"', '"s3:PutObject"')):
+            touching |= {f"{name}Role"} if resource["Type"] == "AWS::Serverless::Function" else {name}
+    assert {role for role in touching if role.endswith("Role")} <= allowed
+    assert len(allowed) >= 8
