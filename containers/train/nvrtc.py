@@ -37,14 +37,20 @@ def as_c(value: Tensor | int | float) -> Any:
     return ctypes.c_int(value) if isinstance(value, int) else ctypes.c_float(value)
 
 
-def compile_kernels(source: Path, names: list[str], device: torch.device) -> dict[str, Kernel]:
-    """The kernels ``names`` of the file ``source``, for this device. Raises RuntimeError with the compiler's log."""
+def compile_kernels(
+    source: Path, names: list[str], constants: dict[str, int], device: torch.device
+) -> dict[str, Kernel]:
+    """The kernels ``names`` of the file ``source`` with these macros, for this device.
+
+    Raises RuntimeError with the compiler's log.
+    """
     torch.zeros(1, device=device)  # makes torch's context current
     nvrtc, driver = open_nvrtc(), ctypes.CDLL("libcuda.so.1")
     major, minor = torch.cuda.get_device_capability(device)
     program = ctypes.c_void_p()
     check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.read_bytes(), source.name.encode(), 0, None, None))
     options = [f"--gpu-architecture=sm_{major}{minor}".encode(), b"--use_fast_math"]
+    options += [f"-D{name}={value}".encode() for name, value in constants.items()]
     status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     size = ctypes.c_size_t()
     if status:

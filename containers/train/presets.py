@@ -25,10 +25,10 @@ CPU = {
     "standard": Preset(640, 60_000, 1, 235, 30_000, False),
     "high": Preset(960, 150_000, 2, 1_500, 60_000, True),
 }
-_GPU = Schedule(half_from=0.1, full_from=0.3, refine_every=100, growth=0.05, means_rate=1.6e-4, rate=1.0, noise=5e5)
+_GPU = Schedule(half_from=0.1, full_from=0.4, refine_until=0.7, scale_pull=0.03)
 GPU = {
-    "draft": Preset(1000, 150_000, 1, 120, 3_000, False, _GPU),
-    "standard": Preset(1600, 500_000, 2, 1_200, 10_000, True, _GPU),
+    "draft": Preset(1200, 150_000, 2, 120, 5_000, False, _GPU),
+    "standard": Preset(1600, 300_000, 2, 1_200, 10_000, True, _GPU),
     "high": Preset(1600, 1_000_000, 3, 3_600, 20_000, True, _GPU),
 }
 NAMES = tuple(CPU)

@@ -20,7 +20,9 @@ from splat.metrics import WINDOW, gaussian_window
 from train import kernels_gpu as kernels
 from train.nvrtc import compile_kernels
 
-TILE, RECORD, THREADS = 16, 12, 128  # as in raster.cu
+TILE, WARPS, PIXELS = 32, 2, 2  # side of a tile, warps of a thread block, pixels of a lane (see raster.cu)
+RESIDENT = 20  # thread blocks on a multiprocessor at least: limits the registers of the backward kernel
+RECORD = 12  # floats, as in raster.cu
 NEAR, FAR = 0.01, 1e10  # near as in the CPU rasterizer
 BLUR = 0.3  # pixels squared, added to the projected covariance
 SSIM_WEIGHT = 0.2
@@ -80,8 +82,9 @@ class Rasterizer:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pinhole = _C.CameraModelType.PINHOLE
+        constants = {"TILE": TILE, "WARPS": WARPS, "PIXELS": PIXELS, "RESIDENT": RESIDENT}
         names = ["pack", "blend", "blend_backward", "finish"]
-        self._kernels = compile_kernels(Path(__file__).with_name("raster.cu"), names, device)
+        self._kernels = compile_kernels(Path(__file__).with_name("raster.cu"), names, constants, device)
 
     def forward(self, model: Model, camera: Camera, sh_degree: int) -> Tensor:
         """[1, H, W, 3] on black."""
@@ -116,32 +119,35 @@ class Rasterizer:
             self._pinhole,
         )
         self._colors = _C.spherical_harmonics_fwd(sh_degree, model.directions, model.sh[None], None)
-        columns, rows = -(-camera.width // TILE), -(-camera.height // TILE)
-        _, pairs, ids = _C.intersect_tile(
-            self._means2d, self._radii, depths, None, None, 1, TILE, columns, rows, True, False
-        )
-        offsets = _C.intersect_offset(pairs, 1, columns, rows)
+        # Before the tile lists, where the host waits for the device: what does not need them is queued by then.
         self._records = torch.empty((n, RECORD), device=self._device)
         self._image = torch.empty((1, camera.height, camera.width, 3), device=self._device)
         self._kernels["pack"](
             triton.cdiv(n, 256), 256, self._means2d, self._conics, model.opacities, self._colors, n, self._records
         )
+        columns, rows = -(-camera.width // TILE), -(-camera.height // TILE)
+        _, pairs, ids = _C.intersect_tile(
+            self._means2d, self._radii, depths, None, None, 1, TILE, columns, rows, True, False
+        )
+        offsets = _C.intersect_offset(pairs, 1, columns, rows)
         tiles = columns * rows
         self._lists = (offsets, ids, len(ids), self._records, camera.width, camera.height, columns, tiles)
-        self._kernels["blend"](tiles, THREADS, *self._lists, self._image)
+        self._grid = triton.cdiv(tiles * (TILE // 8) * (TILE // (4 * PIXELS)), WARPS), 32 * WARPS
+        self._kernels["blend"](*self._grid, *self._lists, self._image)
         return self._image
 
     def backward(self, grad_image: Tensor) -> Gradients:
         """The gradients for dL/dimage [1, H, W, 3]."""
         model, camera, n = self._model, self._camera, len(self._model.means)
         sums = torch.zeros((n, RECORD), device=self._device)
-        self._kernels["blend_backward"](self._lists[-1], THREADS, *self._lists, self._image, grad_image, sums)
+        self._kernels["blend_backward"](*self._grid, *self._lists, self._image, grad_image, sums)
         by_means2d, by_conics = torch.empty_like(self._means2d), torch.empty_like(self._conics)
         by_opacities, by_colors = torch.empty_like(model.opacities), torch.empty_like(self._colors)
         self._kernels["finish"](
             triton.cdiv(n, 256),
             256,
-            self._records,
+            self._conics,
+            model.opacities,
             sums,
             self._colors,
             n,
