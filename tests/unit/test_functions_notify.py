@@ -162,9 +162,7 @@ def test_failure_frees_the_scene_and_stops_the_billed_job(cloud):
     cloud.sagemaker.jobs["spaceport-x-sfm-0"] = {"ProcessingJobStatus": "InProgress"}
     fail(cloud, "States.HeartbeatTimeout", "")
     assert cloud.sagemaker.stopped == ["spaceport-x-sfm-0"]
-    assert jobs.open_task_names() == ["spaceport-x-sfm-0"], (
-        "the sweep looks again"
-    )
+    assert jobs.open_task_names() == ["spaceport-x-sfm-0"], "the sweep looks again"
     scene = row("SCENE#my-house")
     assert "settling" not in scene
     assert "job_id" not in scene

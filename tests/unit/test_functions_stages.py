@@ -167,9 +167,7 @@ def test_retry_is_a_new_job_and_stops_the_one_before(cloud):
     second = start(cloud, attempt=1, token="token-1")
     assert second["job_name"] == NAME[:-1] + "1"
     assert cloud.sagemaker.stopped == [NAME]
-    assert "open" in row(f"TASK#{NAME}"), (
-        "the call that it belongs to may be creating the job now"
-    )
+    assert "open" in row(f"TASK#{NAME}"), "the call that it belongs to may be creating the job now"
 
 
 def test_redriven_execution_takes_the_next_free_number(cloud):

@@ -79,7 +79,7 @@ MACHINES: dict[str, Assumptions] = {
             ("FailUnlessDone", "DynamoDB.ConditionalCheckFailedException"): "MaxAttempts 0: it is not retried.",
             ("FailUnlessDone", "States.ALL"): "As RecordFailure.",
             ("RecordFailure", "States.ALL"): "One idempotent write of one row, and the last word on the job: "
-            "four attempts in 30 s cost less than telling permanent errors of DynamoDB from passing ones."
+            "four attempts in 30 s cost less than telling permanent errors of DynamoDB from passing ones.",
         },
     ),
 }
