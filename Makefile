@@ -8,6 +8,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO   ?= demo
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 .PHONY: help install install-dev demo test lint types ci lock clean browser engine local-images images-test
 
@@ -41,7 +42,7 @@ demo: install
 	$(BIN)/spaceport run $(DEMO)/photos --out $(DEMO)/result --preset draft
 
 test: install-dev
-	$(BIN)/python -m pytest -m "not images and not deploy" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not images and not deploy" $(PYTEST_ARGS)
 
 local-images: install
 	PYTHONPATH=containers $(BIN)/python -m images.build
