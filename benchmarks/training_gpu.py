@@ -3,9 +3,9 @@
     python benchmarks/training_gpu.py SFM_FOLDER
 
 Quality: three trainings of the same photos at 1200 pixels (seeds 1, 2, 3); the figures are those of the run with the
-median PSNR. Seconds are those of the training loop: loading and evaluation come on top. Held out: every 8th photo by name.
-Speed: steps at full resolution of a model that was trained to 300,000 Gaussians with SH of degree 3, and where the device
-spends them. Results: benchmarks/results/training-h100.json.
+median PSNR. Seconds are those of the training loop: loading and evaluation come on top. Held out: every 8th photo by
+name. Speed: steps at full resolution of a model that was trained to 300,000 Gaussians with SH of degree 3, and where
+the device spends them. Results: benchmarks/results/training-h100.json.
 """
 
 from __future__ import annotations

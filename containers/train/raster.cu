@@ -6,7 +6,7 @@
 // Backward walks front to back again with what lies behind the current Gaussian, so forward saves nothing but the image.
 // Thresholds are gsplat's: alpha from 1/255 to 0.999, transmittance at least 1e-4.
 
-// TILE, WARPS (of a thread block), PIXELS and RESIDENT (thread blocks) are given by raster_gpu.py
+// TILE, WARPS (of a thread block) and PIXELS are given by raster_gpu.py
 #define WIDE 8
 #define HIGH (4 * PIXELS)
 #define ACROSS (TILE / WIDE)
@@ -150,7 +150,7 @@ __device__ float sums_of_eight(float *v, int lane) {
 }
 
 // Adds to ``sums`` [n, RECORD]: with q = alpha dL/dalpha the sums of q, q dx, q dy, q dx dx, q dx dy, q dy dy, and dL/drgb.
-extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT)
+extern "C" __global__ void __launch_bounds__(32 * WARPS)
     blend_backward(const int *offsets, const int *ids, int pairs, const float4 *records, int width, int height, int columns,
                    int tiles, const float *image, const float *grad, float *sums) {
     __shared__ float4 all[WARPS][96];

@@ -21,7 +21,6 @@ from train import kernels_gpu as kernels
 from train.nvrtc import compile_kernels
 
 TILE, WARPS, PIXELS = 32, 2, 2  # side of a tile, warps of a thread block, pixels of a lane (see raster.cu)
-RESIDENT = 20  # thread blocks on a multiprocessor at least: limits the registers of the backward kernel
 RECORD = 12  # floats, as in raster.cu
 NEAR, FAR = 0.01, 1e10  # near as in the CPU rasterizer
 BLUR = 0.3  # pixels squared, added to the projected covariance
@@ -82,7 +81,7 @@ class Rasterizer:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pinhole = _C.CameraModelType.PINHOLE
-        constants = {"TILE": TILE, "WARPS": WARPS, "PIXELS": PIXELS, "RESIDENT": RESIDENT}
+        constants = {"TILE": TILE, "WARPS": WARPS, "PIXELS": PIXELS}
         names = ["pack", "blend", "blend_backward", "finish"]
         self._kernels = compile_kernels(Path(__file__).with_name("raster.cu"), names, constants, device)
 
