@@ -45,12 +45,12 @@ def measure(photos: Path, preset: str) -> dict[str, float]:
     }
 
 
-def write_result(name: str, figures: dict[str, Any], command: str) -> None:
+def write_result(name: str, figures: dict[str, Any], command: str, **versions: str) -> None:
     result = {
         "name": name,
         "date": date.today().isoformat(),
         "machine": f"{machine.cpu_model()}, {machine.cores()} cores, {platform.system()}",
-        "versions": {"python": platform.python_version(), **machine.versions()},
+        "versions": {"python": platform.python_version(), **machine.versions(), **versions},
         "command": command,
         "figures": figures,
     }

@@ -186,8 +186,8 @@ def test_an_interrupted_run_goes_on_where_it_was(photos, tmp_path, number):
     long_run = ["--preset", "draft", "--max-image-long-side", "320"]
     process = spaceport("run", photos, "--out", out, *long_run)
     progress = wait_for_training(out, process)
-    deadline = time.monotonic() + 90
-    while not list(progress.parent.glob("*checkpoint*")) and time.monotonic() < deadline and number == signal.SIGKILL:
+    while number == signal.SIGKILL and not (progress.parent / "checkpoint.npz").is_file():
+        assert process.poll() is None, "the run ended before its first checkpoint"
         time.sleep(0.2)
     process.send_signal(number)
     status, output = finish(process)
@@ -199,5 +199,8 @@ def test_an_interrupted_run_goes_on_where_it_was(photos, tmp_path, number):
     assert status == 0, output
     assert "SfM" not in [line.split(":")[0] for line in output.splitlines() if ": done in" in line]
     assert len(sfm_jobs(out)) == 1
+    (log,) = (out / ".spaceport" / "logs").glob("*-train-0.log")
+    (resumed,) = [json.loads(line) for line in log.read_text().splitlines() if '"event": "resumed"' in line]
+    assert resumed["iteration"] > 0
     assert [name for name in RESULT_FILES if not (out / name).is_file()] == []
     assert len(mails(out)) == 1

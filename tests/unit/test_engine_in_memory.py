@@ -1,5 +1,7 @@
 """The engine without files and processes, in virtual time, through the real template and functions."""
 
+import itertools
+import json
 import time
 from datetime import timedelta
 from typing import Any
@@ -95,6 +97,53 @@ def test_half_an_hour_passes_in_no_time():
         keys = engine.storage.list(engine.bucket, f"results/house/{execution['name']}/")
         assert {key.rpartition("/")[2] for key in keys} == {"index.html", "report.json", "scene.ply"}
         assert engine.row(f"JOB#{execution['name']}")["status"] == "SUCCEEDED"
+
+
+def test_order_inputs_and_outputs_of_all_states():
+    """What docs/contracts.md promises of each state, read from the execution's history."""
+    engine, _, _ = deploy()
+    with engine:
+        upload(engine)
+        engine.clock.advance(7200)
+        (execution,) = executions(engine)
+        history = engine.step_functions.get_execution_history(execution["executionArn"])
+    entered = [event["stateEnteredEventDetails"] for event in history if "stateEnteredEventDetails" in event]
+    exited = [event["stateExitedEventDetails"] for event in history if "stateExitedEventDetails" in event]
+    order = ["Settle", "UploadComplete?", "Validate", "StartAt?", "SfM", "Train", "Compress", "Notify", "Succeeded"]
+    assert [details["name"] for details in entered] == order
+    assert [details["name"] for details in exited] == order
+
+    job_id, bucket = execution["name"], engine.bucket
+    assert json.loads(entered[0]["input"]) == {"job_id": job_id, "scene": "house", "bucket": bucket}
+    for before, after in itertools.pairwise(range(len(order))):
+        assert json.loads(exited[before]["output"]) == json.loads(entered[after]["input"])
+
+    added = {}
+    for name, into, out in zip(order, entered, exited, strict=True):
+        given, left = json.loads(into["input"]), json.loads(out["output"])
+        assert {key: left[key] for key in given} == given, f"{name} changed what came before it"
+        added[name] = {key: left[key] for key in left.keys() - given.keys()}
+    assert added["Settle"] == {"settle": {"complete": True, "wait_s": 0}}
+    validated = {"start_at": "sfm", "photos": 9, "rejected": 0, "estimated_usd": 0.0}
+    assert added["Validate"] == {"validate": validated}
+    ulid = job_id.rpartition("-")[2].lower()
+    for name, stage, folder in (
+        ("SfM", "sfm", "sfm/"),
+        ("Train", "train", f"train/spaceport-{ulid}-train-0/output/model/"),
+        ("Compress", "compress", "compress/"),
+    ):
+        assert added[name] == {
+            stage: {
+                "stage": stage,
+                "job_name": f"spaceport-{ulid}-{stage}-0",
+                "output_uri": f"s3://{bucket}/work/{job_id}/{folder}",
+                "seconds": 600.0,
+                "billable_seconds": 600.0,
+                "cost_usd": 0.0,
+            }
+        }
+    assert list(added["Notify"]) == ["notify"]
+    assert added["UploadComplete?"] == added["StartAt?"] == added["Succeeded"] == {}
 
 
 def test_photos_alone_start_after_the_quiet_period():
