@@ -46,7 +46,7 @@ GIB = 1 << 30
 # Short, but nothing is left out.
 OPTIONS: dict[Stage, dict[str, Any]] = {
     "sfm": {"preset": "draft", "max_image_long_side": 640},
-    "train": {"preset": "draft", "max_iterations": 120, "max_gaussians": 3000, "max_image_long_side": 160},
+    "train": {"preset": "draft", "max_iterations": 120, "max_gaussians": 3000, "max_image_long_side": 320},
     "compress": {"preset": "draft", "title": "A garden"},
 }
 PROMISED = {

@@ -24,7 +24,7 @@ def provide(player: Player, stage: Stage, photos: list[Path], good_run: Callable
         player.put_result(name, good_run(name)[1])
 
 
-LONG_TRAINING = {"preset": "draft", "max_gaussians": 3000, "max_image_long_side": 160}
+LONG_TRAINING = {"preset": "draft", "max_gaussians": 3000, "max_image_long_side": 320}
 
 
 @pytest.mark.parametrize("stage", STAGES)
