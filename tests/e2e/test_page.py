@@ -7,8 +7,6 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from PIL import Image
 from compress.fetch_viewer import FETCH_COMMAND, installed_version, pinned_version
 from compress.stage import OUTPUTS, run
 from job import Job, JobKind
+from spaceport import view
 from tests.synthetic import make_gaussians, make_views, write_stage_inputs
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -32,13 +31,6 @@ SHOTS = Path(__file__).parents[2] / "build" / "page"
 HOOK = "window.firstFrame = () => { window.__firstFrame = performance.now(); }"
 TITLE = 'Five <balls> & "more"'
 WINDOW = {"width": 960, "height": 540}
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    """A plain static server, as S3 behind CloudFront is one."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +53,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(results: Path) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(results)))
+    server = view.serve(results)  # a plain static server, as S3 behind CloudFront is one
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}/results/balls/balls-01/"
