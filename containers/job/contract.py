@@ -128,9 +128,8 @@ class Job:
     _phase_started: float = 0.0
 
     def log(self, event: str, **fields: Any) -> None:
-        """One JSON line on standard output, where CloudWatch Logs picks it up."""
-        record = {"time": round(time.time(), 3), "stage": self.stage, "event": event, **fields}
-        print(json.dumps(record, default=str), flush=True)
+        """See ``log_event``."""
+        log_event(self.stage, event, **fields)
 
     def check_stop(self) -> None:
         """Raise StopRequested once SIGTERM has come; for loops that have nothing to save."""
@@ -155,6 +154,12 @@ class Job:
 
     def release_failure_space(self) -> None:
         self._reserve.unlink(missing_ok=True)
+
+
+def log_event(stage: str, event: str, **fields: Any) -> None:
+    """One JSON line on standard output, where CloudWatch Logs picks it up."""
+    record = {"time": round(time.time(), 3), "stage": stage, "event": event, **fields}
+    print(json.dumps(record, default=str), flush=True)
 
 
 def read_options(kind: JobKind, root: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import signal
 import sys
 import traceback
@@ -13,7 +14,7 @@ from typing import Protocol, cast
 
 from pydantic import ValidationError
 
-from job.contract import Job, JobKind, StageError, StopRequested
+from job.contract import Job, JobKind, StageError, StopRequested, log_event
 
 STOPPED_EXIT_STATUS = 143  # 128 + SIGTERM, as a shell reports it
 
@@ -35,6 +36,7 @@ def run_stage(stage: str, kind: JobKind, module: str) -> int:
     cannot start is never pushed. The argument ``train``, which SageMaker passes, is accepted.
     """
     exit_on_sigterm()
+    log_event(stage, "loading")  # from here on a stop is heard
     program = cast(Program, importlib.import_module(module))
     if sys.argv[1:] == ["--selfcheck"]:
         program.selfcheck()
@@ -65,11 +67,12 @@ def run_stage(stage: str, kind: JobKind, module: str) -> int:
 def exit_on_sigterm() -> None:
     """While modules load and kernels compile there is nothing to save.
 
-    Without a handler process 1 of a container ignores SIGTERM.
+    Without a handler process 1 of a container ignores SIGTERM. Not sys.exit: its exception is lost where a module calls
+    Python from C.
     """
 
     def on_sigterm(_signal: int, _frame: FrameType | None) -> None:
-        sys.exit(STOPPED_EXIT_STATUS)
+        os._exit(STOPPED_EXIT_STATUS)
 
     signal.signal(signal.SIGTERM, on_sigterm)
 

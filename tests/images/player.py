@@ -42,6 +42,7 @@ ULID = "01KD8E7J9Q3M5V8X2Z4B6C7D9F"
 JOB = f"garden-{ULID}"
 STOP_LIMIT_S = 60  # docs/contracts.md: after SIGTERM a stage has ended within this
 END_TIMEOUT_S = 400
+LOG_POLL_S = 0.05
 GIB = 1 << 30
 # Short, but nothing is left out.
 OPTIONS: dict[Stage, dict[str, Any]] = {
@@ -234,12 +235,14 @@ class Player:
         attempt: int = 0,
         limits: Limits | None = None,
         stop_when: Callable[[dict[str, Any]], bool] | None = None,
-        stop_after_s: float | None = None,
+        stop_at_event: str | None = None,
         jobs_dir: Path | None = None,
         change: Callable[[dict[str, Any]], None] = lambda request: None,
         entrypoint_of_image: bool = False,
     ) -> Ran:
-        """Run one job to its end; ``stop_when(progress)`` asks SageMaker to stop it, ``change`` spoils the request."""
+        """Run one job to its end. ``stop_when(progress)``, or a line of the log with the event ``stop_at_event``, asks
+        SageMaker to stop it; ``change`` spoils the request.
+        """
         request = stage_request(stage, options or {"preset": "draft"}, attempt)
         change(request)
         kind = "Training" if sagemaker_jobs.is_training(stage) else "Processing"
@@ -253,6 +256,12 @@ class Player:
         def on_event(_source: str, _kind: str, detail: dict[str, Any], _resources: list[str]) -> None:
             if detail[f"{kind}JobStatus"] in ("Completed", "Failed", "Stopped"):
                 ended.set()
+
+        def stop_at() -> None:
+            if log.is_file() and f'"event": "{stop_at_event}"' in log.read_text(errors="replace"):
+                stop()
+            elif not ended.is_set():
+                clock.call_later(LOG_POLL_S, stop_at)
 
         def stop() -> None:
             stopped_at.append(time.monotonic())
@@ -279,8 +288,8 @@ class Player:
                 on_progress=on_progress,
             )
             sagemaker.call(f"Create{kind}Job", request)
-            if stop_after_s is not None:
-                clock.call_later(stop_after_s, stop)
+            if stop_at_event:
+                stop_at()
             if not ended.wait(END_TIMEOUT_S):
                 raise TimeoutError(f"{name} has not ended after {END_TIMEOUT_S} s; its log:\n{log.read_text()[-3000:]}")
             finished = time.monotonic()
