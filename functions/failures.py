@@ -13,6 +13,13 @@ REASON_LIMIT = 1024
 
 # What to do, for codes whose reason does not say so itself.
 ADVICE = {
+    "ARCHIVE_CHANGED": "Upload everything again, job.json last.",
+    "ARCHIVE_DAMAGED": "Make the archive anew and upload it again, or upload the photos themselves.",
+    "ARCHIVE_ENCRYPTED": "Make the archive anew without a password, or upload the photos themselves.",
+    "ARCHIVE_NESTED": "Unpack the inner archive and upload its photos, or upload it beside the outer one.",
+    "ARCHIVE_TOO_LARGE": "Upload the photos themselves, as single files.",
+    "ARCHIVE_UNSAFE": "Make an archive that holds nothing but the photos, or upload the photos themselves.",
+    "ARCHIVE_UNSUPPORTED": 'Make the archive anew with plain "zip" compression, or upload the photos themselves.',
     "BAD_OPTION": "Correct job.json and upload it again.",
     "COST_LIMIT": "Raise max_cost_usd in job.json, or choose the preset draft.",
     "COST_LIMIT_OF_SERVICE": "Upload fewer photos or choose the preset draft, or raise the parameter MaxUsdPerScene.",
@@ -36,7 +43,7 @@ ADVICE = {
     "STAGE_TIMEOUT": "Use fewer photos or the preset draft, or raise the stage's maximum run time.",
     "TOO_FEW_PHOTOS": "Upload more photos of the same scene, taken with much overlap.",
     "TOO_MANY_PHOTOS": "Upload fewer photos, or raise the parameter MaxPhotos.",
-    "UNSUPPORTED_INPUT": "Unpack the archive, or take single pictures from the video, and upload the photos.",
+    "UNSUPPORTED_INPUT": "Take single pictures from the video and upload those.",
     "UPLOAD_NEVER_ENDS": 'Upload a job.json with "ready": true when everything is there.',
 }
 
@@ -153,4 +160,5 @@ def stage_reason(text: str) -> tuple[str, str] | None:
 
 
 def _says_what_to_do(reason: str) -> bool:
-    return re.search(r"[.!?]\s+\S", reason) is not None
+    unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", reason)  # names of files may hold anything
+    return re.search(r"[.!?]\s+\S", unquoted) is not None

@@ -83,6 +83,11 @@ def rejected_key(job: str) -> str:
     return f"work/{job}/rejected.json"
 
 
+def photos_prefix(job: str) -> str:
+    """Where Validate gathers the photos of a job whose upload holds archives."""
+    return f"work/{job}/photos/"
+
+
 def progress_prefix(job: str, stage: Stage) -> str:
     return f"work/{job}/progress/{stage}/"
 

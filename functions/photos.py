@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -14,6 +15,9 @@ import layout
 
 HEAD_BYTES = 16
 NAME_LIMIT_BYTES = 255  # of one path component on the stages' file systems
+KEY_LIMIT_BYTES = 1024  # of S3
+DELETED = "the file was deleted while the upload was checked"
+NO_IMAGE = "the content is not a JPEG, PNG, TIFF or WebP image"
 
 
 @dataclass
@@ -22,7 +26,11 @@ class Inspection:
 
     accepted: list[str] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)
-    archives: int = 0  # zip files and videos among the rejected
+    archives: list[dict[str, Any]] = field(default_factory=list)  # objects that archives.py has to look into
+    videos: int = 0  # among the rejected
+
+    def reject(self, name: str, reason: str) -> None:
+        self.rejected.append({"name": name, "reason": reason})
 
 
 def inspect(bucket: str, scene: str, objects: Sequence[dict[str, Any]]) -> Inspection:
@@ -37,28 +45,64 @@ def inspect(bucket: str, scene: str, objects: Sequence[dict[str, Any]]) -> Inspe
         path = item["Key"].removeprefix(prefix)
         if path == layout.OPTIONS_FILE or layout.is_hidden(path):
             continue
-        reason = problem_of_name(path) or ("the file is empty" if item["Size"] == 0 else "")
+        reason = problem_of_path(path)
+        if not reason and layout.suffix(path) in layout.ARCHIVE_SUFFIXES:
+            found.archives.append(item)
+            continue
+        reason = reason or problem_of_kind(layout.suffix(path)) or ("the file is empty" if item["Size"] == 0 else "")
         if reason:
-            found.rejected.append({"name": path, "reason": reason})
-            found.archives += layout.suffix(path) in layout.ARCHIVE_SUFFIXES | layout.VIDEO_SUFFIXES
+            found.reject(path, reason)
+            found.videos += layout.suffix(path) in layout.VIDEO_SUFFIXES
         else:
             candidates.append(path)
     with ThreadPoolExecutor(max_workers=aws.S3_THREADS) as pool:
         heads = pool.map(lambda path: read_head(bucket, prefix + path), candidates)
         for path, head in zip(candidates, heads, strict=True):
             if head is None:
-                found.rejected.append({"name": path, "reason": "the file was deleted while the upload was checked"})
+                found.reject(path, DELETED)
             elif image_type(head):
                 found.accepted.append(path)
             else:
-                found.rejected.append({"name": path, "reason": "the content is not a JPEG, PNG, TIFF or WebP image"})
+                found.reject(path, NO_IMAGE)
     found.accepted.sort()
-    found.rejected.sort(key=lambda entry: entry["name"])
     return found
 
 
-def problem_of_name(path: str) -> str:
-    """Why an object of this name is not used; empty when it may be a photo."""
+def below_files(names: Iterable[str]) -> set[str]:
+    """Those of ``names`` that lie in a folder which is called like another of them: no file system holds both."""
+    files = set(names)
+    return {name for name in files if any(str(folder) in files for folder in PurePosixPath(name).parents)}
+
+
+def copy(bucket: str, scene: str, job_id: str, paths: Sequence[str]) -> Inspection:
+    """Copy photos from the uploads to the job's own photos/, under the same names; doing it again changes nothing."""
+
+    def copy_one(path: str) -> str:
+        """Why it could not be copied, or nothing."""
+        target = layout.photos_prefix(job_id) + path
+        if len(target.encode()) > KEY_LIMIT_BYTES:
+            return "the name with its folders is too long"
+        source = {"Bucket": bucket, "Key": layout.uploads_prefix(scene) + path}
+        try:  # tags stay behind: reading them needs a right of its own
+            aws.s3().copy_object(Bucket=bucket, Key=target, CopySource=source, TaggingDirective="REPLACE")  # type: ignore[arg-type]
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "NoSuchKey":
+                return DELETED
+            raise
+        return ""
+
+    found = Inspection()
+    with ThreadPoolExecutor(max_workers=aws.S3_THREADS) as pool:
+        for path, reason in zip(paths, pool.map(copy_one, paths), strict=True):
+            if reason:
+                found.reject(path, reason)
+            else:
+                found.accepted.append(path)
+    return found
+
+
+def problem_of_path(path: str) -> str:
+    """Why no file of this name can be used, whatever is in it; empty for good names."""
     if not path.isprintable():
         return "the name has control characters"
     parts = path.split("/")
@@ -66,13 +110,11 @@ def problem_of_name(path: str) -> str:
         return "the name has an empty part, '.' or '..'"
     if any(len(part.encode()) > NAME_LIMIT_BYTES for part in parts):
         return f"a part of the name is longer than {NAME_LIMIT_BYTES} bytes"
-    return problem_of_kind(layout.suffix(path))
+    return ""
 
 
 def problem_of_kind(suffix: str) -> str:
     """Why files of this suffix are not used; empty for photos."""
-    if suffix in layout.ARCHIVE_SUFFIXES:
-        return "archives are not unpacked: upload the photos themselves"
     if suffix in layout.VIDEO_SUFFIXES:
         return "videos are not supported: upload single photos"
     if suffix in (".heic", ".heif"):

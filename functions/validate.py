@@ -9,6 +9,7 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 
+import archives
 import aws
 import jobs
 import layout
@@ -78,24 +79,40 @@ def check_photos(job_id: str, bucket: str, scene: str) -> tuple[int, int]:
     if len(objects) > 2 * limit:  # checked before every object is read
         raise failure("TOO_MANY_PHOTOS", f"The scene has {len(objects):,} files; {limit:,} photos are allowed")
     found = photos.inspect(bucket, scene, objects)
+    packed = archives.inspect(bucket, found.archives, found.accepted)
+    prefix = layout.uploads_prefix(scene)
+    if packed.members:  # a manifest has one prefix, so all photos come together under the job's own
+        check_count(len(found.accepted) + len(packed.members))  # checked before anything is unpacked
+        prefix = layout.photos_prefix(job_id)
+        copied = photos.copy(bucket, scene, job_id, found.accepted)
+        unpacked = archives.unpack(bucket, job_id, packed.members)
+        found.accepted = copied.accepted + unpacked.accepted
+        found.rejected += copied.rejected + unpacked.rejected
+    found.rejected += packed.rejected
+    for name in photos.below_files(found.accepted):
+        found.accepted.remove(name)
+        found.reject(name, "its folder has the name of another photo")
+    found.accepted.sort()
+    found.rejected.sort(key=lambda entry: entry["name"])
     put_json(bucket, layout.rejected_key(job_id), found.rejected)
     if not found.accepted:
-        if found.archives:
-            raise failure(
-                "UNSUPPORTED_INPUT",
-                "The upload holds a zip archive or a video, which cannot be processed yet, and no photos",
-            )
+        if found.videos:
+            raise failure("UNSUPPORTED_INPUT", "The upload holds a video, which cannot be processed yet, and no photos")
         if not found.rejected:
             raise failure("NO_PHOTOS", "The upload holds no photos")
         raise failure("NO_PHOTOS", f"None of the {len(found.rejected)} files is a readable photo{example(found)}")
     if len(found.accepted) < settings().min_photos:
         counts = f"{len(found.accepted)} of the uploaded files are readable photos; {settings().min_photos} are needed"
         raise failure("TOO_FEW_PHOTOS", f"Only {counts}{example(found)}")
-    if len(found.accepted) > limit:
-        raise failure("TOO_MANY_PHOTOS", f"The scene has {len(found.accepted):,} photos; {limit:,} are allowed")
-    prefix = {"prefix": layout.uri(bucket, layout.uploads_prefix(scene))}
-    put_json(bucket, layout.manifest_key(job_id), [prefix, *found.accepted])
+    check_count(len(found.accepted))
+    put_json(bucket, layout.manifest_key(job_id), [{"prefix": layout.uri(bucket, prefix)}, *found.accepted])
     return len(found.accepted), len(found.rejected)
+
+
+def check_count(count: int) -> None:
+    limit = settings().max_photos
+    if count > limit:
+        raise failure("TOO_MANY_PHOTOS", f"The scene has {count:,} photos; {limit:,} are allowed")
 
 
 def example(found: photos.Inspection) -> str:

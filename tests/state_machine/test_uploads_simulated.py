@@ -1,13 +1,15 @@
 """Uploads in virtual time: any number, order and repetition of events is one job; what comes later is the next."""
 
+import json
 import random
 
 import pytest
 
 from tests.state_machine.simulator import invariants
 from tests.state_machine.simulator.code import deployed
-from tests.state_machine.simulator.plan import Act, Delivery, Plan
+from tests.state_machine.simulator.plan import Act, Delivery, Fault, Plan
 from tests.state_machine.simulator.world import JPEG, SCENE, World
+from tests.unit import fn_zips
 
 
 def jobs_of(world):
@@ -110,11 +112,103 @@ def test_object_that_is_deleted_between_listing_and_reading():
     assert (job["status"], job["photos"], job["rejected"]) == ("SUCCEEDED", 9, 1)
 
 
-@pytest.mark.parametrize("name", ["photos.zip", "flight.mp4"])
-def test_archives_and_videos_are_refused_in_plain_words(name):
+def test_videos_are_refused_in_plain_words():
     world = World(deployed(), Plan(photos=0, possible=("UNSUPPORTED_INPUT",)))
-    world.s3.put(f"uploads/{SCENE}/{name}", b"PK\3\4")
+    world.s3.put(f"uploads/{SCENE}/flight.mp4", b"ftyp")
     world.run()
     assert invariants.check(world) == []
     (job,) = jobs_of(world).values()
     assert job["failure"]["code"] == "UNSUPPORTED_INPUT"
+
+
+ZIPPED = {f"{number}.jpg": JPEG + bytes([number]) for number in range(12)}
+
+
+def unpacked(world):
+    """The photos of archives that the manifest of the only job names."""
+    (job_id,) = jobs_of(world)
+    _, *names = json.loads(world.s3.objects[f"work/{job_id}/manifest.json"])
+    folder = f"work/{job_id}/photos/"
+    return {name: world.s3.objects[folder + name] for name in names if ".zip/" in name}
+
+
+def test_one_archive_is_one_job():
+    world = World(deployed(), Plan(photos=0))
+    world.s3.put(f"uploads/{SCENE}/photos.zip", fn_zips.make(ZIPPED))
+    world.run()
+    assert invariants.check(world) == []
+    (job,) = jobs_of(world).values()
+    assert (job["status"], job["photos"], job["rejected"]) == ("SUCCEEDED", 12, 0)
+    assert unpacked(world) == {f"photos.zip/{name}": body for name, body in ZIPPED.items()}
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at", range(1, 45, 3))
+def test_unpacking_goes_on_after_being_cut_off_anywhere(at, after):
+    """At any call to AWS of the first try; the second one writes nothing twice that came whole from the first."""
+    world = World(deployed(), Plan(faults=(Fault("Validate", "crash", at=at, after=after),)))
+    world.s3.put(f"uploads/{SCENE}/photos.zip", fn_zips.make(ZIPPED))
+    world.run()
+    assert invariants.check(world) == []
+    (job,) = jobs_of(world).values()
+    assert (job["status"], job["photos"]) == ("SUCCEEDED", 9 + 12)
+    assert unpacked(world) == {f"photos.zip/{name}": body for name, body in ZIPPED.items()}
+
+
+@pytest.mark.parametrize("state", ["SfM", "Succeeded"])
+def test_second_archive_while_it_runs_and_after_its_end_is_a_second_job(state):
+    world = World(deployed(), Plan(acts=(Act(state, "upload", 4000 if state == "Succeeded" else 5),)))
+    world.s3.put(f"uploads/{SCENE}/photos.zip", fn_zips.make(ZIPPED))
+    world.run()
+    assert invariants.check(world) == []
+    assert [row["photos"] for row in jobs_of(world).values()] == [9 + 12, 10 + 12]
+
+
+@pytest.mark.parametrize("change", ["deleted", "replaced"])
+@pytest.mark.parametrize("read", [1, 2, 4])
+def test_archive_that_changes_between_listing_and_reading(change, read):
+    """The next try of Validate goes by what is there then."""
+    world = World(deployed(), Plan(photos=9))
+    key = f"uploads/{SCENE}/photos.zip"
+    world.s3.put(key, fn_zips.make(ZIPPED))
+    get, reads = world.s3.get_object, []
+
+    def strike_then_get(**arguments):
+        reads.extend([1] if arguments["Key"] == key else [])
+        if len(reads) == read and change == "deleted":
+            world.s3.objects.pop(key, None)
+        elif len(reads) == read:
+            reads.append(1)  # once
+            world.s3.objects[key] = fn_zips.make(dict.fromkeys(ZIPPED, JPEG + b"new"))
+            world.s3.modified[key] = world.now()
+        return get(**arguments)
+
+    world.s3.get_object = strike_then_get
+    world.run()
+    assert invariants.check(world) == []
+    (job,) = jobs_of(world).values()
+    assert job["status"] == "SUCCEEDED"
+    assert job["photos"] == (9 if change == "deleted" else 9 + 12)
+    if change == "replaced":
+        assert set(unpacked(world).values()) == {JPEG + b"new"}
+
+
+@pytest.mark.parametrize(
+    ("members", "code", "words"),
+    [
+        ({**ZIPPED, "../../other/a.jpg": JPEG}, "ARCHIVE_UNSAFE", "'../../other/a.jpg'"),
+        ({**ZIPPED, "more.zip": fn_zips.make(ZIPPED)}, "ARCHIVE_NESTED", "'more.zip'"),
+        ({"notes.txt": b"x"}, "TOO_FEW_PHOTOS", "'photos.zip/notes.txt'"),
+    ],
+)
+def test_hostile_archive_is_one_message_that_names_it(members, code, words):
+    world = World(deployed(), Plan(photos=2, possible=(code,)))
+    world.s3.put(f"uploads/{SCENE}/photos.zip", fn_zips.make(members))
+    world.run()
+    assert invariants.check(world) == []
+    (job,) = jobs_of(world).values()
+    assert (job["status"], job["failure"]["code"]) == ("FAILED", code)
+    assert words in job["failure"]["reason"]
+    assert "photos.zip" in job["failure"]["reason"]
+    assert world.sagemaker.created == []
+    assert not [key for key in world.s3.objects if "/photos/" in key]

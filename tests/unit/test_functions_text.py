@@ -207,4 +207,4 @@ def test_any_key_is_split_or_refused(key):
     if place:
         assert "uploads/" + "/".join(place) == "uploads/" + key
         layout.starts_a_job(place[1])
-        photos.problem_of_name(place[1])
+        photos.problem_of_path(place[1])

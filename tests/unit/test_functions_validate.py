@@ -1,5 +1,6 @@
 """validate: options, photos, cost, reuse."""
 
+import boto3
 import pytest
 
 import photos
@@ -63,7 +64,7 @@ def test_hostile_names_are_reported_not_passed_on(cloud):
     assert run(cloud)["rejected"] == 3
     assert {entry["name"] for entry in cloud.read(f"work/{JOB}/rejected.json")} == set(hostile)
     for name in ("../../etc/a.jpg", "a/../b.jpg", "./a.jpg"):  # clients normalise these away before they reach S3
-        assert photos.problem_of_name(name) == "the name has an empty part, '.' or '..'"
+        assert photos.problem_of_path(name) == "the name has an empty part, '.' or '..'"
     assert len(cloud.read(f"work/{JOB}/manifest.json")) == 9
 
 
@@ -72,8 +73,8 @@ def test_hostile_names_are_reported_not_passed_on(cloud):
     [
         ({}, "NO_PHOTOS", "holds no photos"),
         ({"a.jpg": b"hello"}, "NO_PHOTOS", "'a.jpg': the content is not"),
-        ({"a.zip": b"PK"}, "UNSUPPORTED_INPUT", "zip archive or a video"),
-        ({"flight.MP4": b"x", "notes.txt": b"x"}, "UNSUPPORTED_INPUT", "zip archive or a video"),
+        ({"a.zip": b"PK"}, "ARCHIVE_DAMAGED", "'a.zip' is not a complete zip archive"),
+        ({"flight.MP4": b"x", "notes.txt": b"x"}, "UNSUPPORTED_INPUT", "holds a video"),
         (
             {f"{n}.jpg": JPEG for n in range(7)},
             "TOO_FEW_PHOTOS",
@@ -97,6 +98,34 @@ def test_too_many_photos(cloud, monkeypatch, limit):
     add_job()
     put_photos(cloud, 11)
     assert refused(cloud).code == "TOO_MANY_PHOTOS"
+
+
+def test_file_in_a_folder_that_is_called_like_a_photo(cloud):
+    """S3 keeps both keys; a stage's disk could not."""
+    add_job()
+    names = put_photos(cloud)
+    cloud.put("uploads/my-house/IMG 0.jpg/sub/a.jpg", JPEG)
+    assert run(cloud)["photos"] == 8
+    assert cloud.read(f"work/{JOB}/manifest.json")[1:] == names
+    (entry,) = cloud.read(f"work/{JOB}/rejected.json")
+    assert entry == {"name": "IMG 0.jpg/sub/a.jpg", "reason": "its folder has the name of another photo"}
+
+
+def test_photo_that_is_deleted_between_listing_and_reading(cloud, monkeypatch):
+    add_job()
+    put_photos(cloud, 9)
+    listed = validate.list_keys
+
+    def list_then_delete(bucket, prefix):
+        objects = listed(bucket, prefix)
+        boto3.client("s3").delete_object(Bucket=BUCKET, Key="uploads/my-house/IMG 3.jpg")
+        return objects
+
+    monkeypatch.setattr(validate, "list_keys", list_then_delete)
+    answer = run(cloud)
+    assert (answer["photos"], answer["rejected"]) == (8, 1)
+    (entry,) = cloud.read(f"work/{JOB}/rejected.json")
+    assert entry == {"name": "IMG 3.jpg", "reason": "the file was deleted while the upload was checked"}
 
 
 def test_cost_limit(cloud):
@@ -147,8 +176,6 @@ def test_reuse_of_what_is_not_there(cloud, case):
     else:
         add_job()
     if case == "expired":
-        import boto3
-
         boto3.client("s3").delete_object(Bucket=BUCKET, Key=f"work/{OTHER}/sfm/scene.json")
     cloud.put("uploads/my-house/job.json", {"start_at": start_at, "reuse_job": OTHER})
     failure = refused(cloud)

@@ -6,6 +6,7 @@ before or after the effect, or let time pass.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -28,6 +29,10 @@ ITEM_LIMIT_BYTES = 400 * 1024
 def client_error(code: str, message: str, operation: str, status: int = 400) -> ClientError:
     answer = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
     return ClientError(answer, operation)  # type: ignore[arg-type]
+
+
+def etag(body: bytes) -> str:
+    return f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
 
 
 def stored(value: Any) -> Any:
@@ -135,23 +140,29 @@ class FakeTable:
 
 
 class FakeS3:
-    """One bucket. ``on_created(key)`` is told of every object that is put or copied."""
+    """One bucket. ``on_created(key)`` is told of every object that is put or copied, ``now()`` dates it."""
 
-    def __init__(self, gate: Gate, on_created: Callable[[str], None]) -> None:
+    def __init__(self, gate: Gate, on_created: Callable[[str], None], now: Callable[[], float]) -> None:
         self.objects: dict[str, bytes] = {}
+        self.modified: dict[str, float] = {}  # what a test puts into ``objects`` itself has been there since 1970
         self.gate = gate
         self.on_created = on_created
+        self.now = now
 
     def put(self, key: str, body: bytes) -> None:
         """By someone else than the functions: a user, or SageMaker."""
         self.objects[key] = body
+        self.modified[key] = self.now()
         self.on_created(key)
 
-    def get_object(self, Bucket: str, Key: str, Range: str = "") -> Row:
+    def get_object(self, Bucket: str, Key: str, Range: str = "", IfMatch: str = "") -> Row:
         after = self.gate("s3", "GetObject")
         if Key not in self.objects:
             raise client_error("NoSuchKey", "The specified key does not exist.", "GetObject", 404)
         body = self.objects[Key]
+        if IfMatch and IfMatch != etag(body):
+            text = "At least one of the pre-conditions you specified did not hold"
+            raise client_error("PreconditionFailed", text, "GetObject", 412)
         if Range:
             first, last = (int(text) for text in Range.removeprefix("bytes=").split("-"))
             if first >= len(body):
@@ -160,9 +171,17 @@ class FakeS3:
         after()
         return {"Body": io.BytesIO(body)}
 
-    def put_object(self, Bucket: str, Key: str, Body: bytes, ContentType: str = "") -> Row:
+    def put_object(self, Bucket: str, Key: str, Body: bytes | io.BytesIO, ContentType: str = "") -> Row:
         after = self.gate("s3", "PutObject")
-        self.put(Key, Body)
+        self.put(Key, Body if isinstance(Body, bytes) else Body.read())
+        after()
+        return {}
+
+    def copy_object(self, CopySource: Row, Bucket: str, Key: str, TaggingDirective: str) -> Row:
+        after = self.gate("s3", "CopyObject")
+        if CopySource["Key"] not in self.objects:
+            raise client_error("NoSuchKey", "The specified key does not exist.", "CopyObject", 404)
+        self.put(Key, self.objects[CopySource["Key"]])
         after()
         return {}
 
@@ -189,9 +208,14 @@ class FakeS3:
         self.gate("s3", "ListObjectsV2")()
         keys = sorted(key for key in self.objects if key.startswith(Prefix))
         for at in range(0, len(keys), 1000):
-            yield {"Contents": [{"Key": key, "Size": len(self.objects[key])} for key in keys[at : at + 1000]]}
+            yield {"Contents": [self._listed(key) for key in keys[at : at + 1000]]}
         if not keys:
             yield {}
+
+    def _listed(self, key: str) -> Row:
+        body = self.objects[key]
+        modified = datetime.fromtimestamp(int(self.modified.get(key, 0)), UTC)
+        return {"Key": key, "Size": len(body), "ETag": etag(body), "LastModified": modified}
 
 
 class FakeMessages:

@@ -85,7 +85,7 @@ class World:
         self.machine_arn = code.stack.state_machines[0].arn
         self.engine.create_state_machine(self.machine_arn, with_timeout(code.definition, plan.timeout_s))
         self.table = fakes.FakeTable(self.gate, "open-tasks")
-        self.s3 = fakes.FakeS3(self.gate, self._object_created)
+        self.s3 = fakes.FakeS3(self.gate, self._object_created, self.now)
         self.messages = fakes.FakeMessages(self.gate, lambda entry: None)
         self.states = fakes.FakeStates(self.gate, self.engine)
         self.sagemaker = fakes.FakeSageMaker(self.gate, self.now, self._refusal, self._job_created, self._job_changed)

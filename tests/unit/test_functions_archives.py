@@ -1,0 +1,484 @@
+"""validate over zip archives: their photos are used, and what no honest archive holds ends the job with its name."""
+
+import io
+import random
+import stat
+import tracemalloc
+import zipfile
+from datetime import UTC, datetime, timedelta
+
+import boto3
+import pytest
+from moto.s3.models import s3_backends
+
+import archives
+import aws
+import failures
+import validate
+from failures import JobFailure
+from tests.unit import fn_zips
+from tests.unit.fn_cloud import BUCKET, JOB, JPEG, Cloud, add_job, cloud
+
+__all__ = ["cloud"]
+UPLOADS = "uploads/my-house/"
+WORK = f"work/{JOB}/photos/"
+EIGHT = {f"IMG {number}.jpg": JPEG + bytes([number]) for number in range(8)}
+
+
+def run(cloud: Cloud) -> dict:
+    return validate.handler({"job_id": JOB, "scene": "my-house", "bucket": BUCKET, "settle": {}}, cloud.context)
+
+
+def upload(cloud: Cloud, **files: bytes) -> None:
+    """Files by name; "_zip" at its end stands for ".zip"."""
+    add_job()
+    for name, body in files.items():
+        cloud.put(UPLOADS + name.replace("_zip", ".zip"), body)
+
+
+def body(key: str) -> bytes:
+    return boto3.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read()
+
+
+def manifest(cloud: Cloud) -> list:
+    return cloud.read(f"work/{JOB}/manifest.json")
+
+
+def rejected(cloud: Cloud) -> dict[str, str]:
+    return {entry["name"]: entry["reason"] for entry in cloud.read(f"work/{JOB}/rejected.json")}
+
+
+def refused(cloud: Cloud) -> JobFailure:
+    """The failure, after which nothing has been unpacked that a manifest could name."""
+    with pytest.raises(JobFailure) as raised:
+        run(cloud)
+    assert f"work/{JOB}/manifest.json" not in cloud.keys("work/")
+    return raised.value
+
+
+def uploaded_long_ago(key: str) -> None:
+    stored = s3_backends["123456789012"]["aws"].get_object(BUCKET, key)
+    stored.last_modified = datetime.now(UTC).replace(tzinfo=None) - timedelta(hours=1)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_archive_instead_of_photos(cloud, method):
+    upload(cloud, photos_zip=fn_zips.make(EIGHT, method))
+    before = cloud.keys("uploads/")
+    assert {name: run(cloud)[name] for name in ("photos", "rejected")} == {"photos": 8, "rejected": 0}
+    assert manifest(cloud) == [{"prefix": f"s3://{BUCKET}/{WORK}"}, *(f"photos.zip/{name}" for name in sorted(EIGHT))]
+    assert {name: body(f"{WORK}photos.zip/{name}") for name in EIGHT} == EIGHT
+    assert cloud.keys("uploads/") == before
+
+
+def test_archives_beside_photos(cloud):
+    """All come together under the job's own prefix; the names tell where each is from."""
+    upload(cloud, one_zip=fn_zips.make(EIGHT), two_zip=fn_zips.make(EIGHT))
+    direct = {"IMG 0.jpg": JPEG + b"a", "day 1/a+b%20ü ä.JPG": JPEG + b"b"}
+    for name, data in direct.items():
+        cloud.put(UPLOADS + name, data)
+    assert run(cloud)["photos"] == 18
+    prefix, *names = manifest(cloud)
+    assert prefix == {"prefix": f"s3://{BUCKET}/{WORK}"}
+    assert names == sorted([*direct, *(f"{archive}.zip/{name}" for archive in ("one", "two") for name in EIGHT)])
+    assert {name: body(WORK + name) for name in direct} == direct
+    assert set(cloud.keys(WORK)) == {WORK + name for name in names}
+
+
+def test_equal_names_in_folders_and_twice_in_one_folder_are_all_used(cloud):
+    files = [(f"day {day}/IMG.jpg", JPEG + bytes([day])) for day in range(8)]
+    files += [("day 0/IMG.jpg", JPEG + b"second"), ("day 0/IMG.jpg", JPEG + b"third")]
+    upload(cloud, photos_zip=fn_zips.make(files))
+    cloud.put(UPLOADS + "photos.zip/day 1/IMG.jpg", JPEG + b"uploaded")  # a folder that is called like the archive
+    assert run(cloud)["photos"] == 11
+    names = manifest(cloud)[1:]
+    assert len(set(names)) == 11
+    assert body(WORK + "photos.zip/day 0/IMG (2).jpg") == JPEG + b"second"
+    assert body(WORK + "photos.zip/day 0/IMG (3).jpg") == JPEG + b"third"
+    assert body(WORK + "photos.zip/day 1/IMG.jpg") == JPEG + b"uploaded"
+    assert body(WORK + "photos.zip/day 1/IMG (2).jpg") == JPEG + bytes([1])
+
+
+NAMES = ["sp ace.jpg", "a+b.jpg", "100%25.jpg", "äöü/日本.JPG", 'it\'s "quoted" 🏠.jpg', "n" * 251 + ".jpg"]
+
+
+def test_names_in_any_writing(cloud):
+    upload(cloud, photos_zip=fn_zips.make({name: JPEG + name.encode() for name in [*NAMES, *EIGHT]}))
+    assert run(cloud)["photos"] == len(NAMES) + 8
+    for name in NAMES:
+        assert body(f"{WORK}photos.zip/{name}") == JPEG + name.encode()
+        assert f"photos.zip/{name}" in manifest(cloud)
+
+
+def test_names_as_old_and_as_windows_tools_write_them(cloud):
+    data = fn_zips.make({"day 1\\a.jpg": JPEG, "./b.jpg": JPEG, "c//d.jpg": JPEG, "Gr@@n.jpg": JPEG, **EIGHT})
+    upload(cloud, photos_zip=data.replace(b"Gr@@n.jpg", b"Gr\x81\xe1n.jpg"))  # cp437 without the flag for UTF-8
+    assert run(cloud)["photos"] == 12
+    assert {f"photos.zip/{name}" for name in ("day 1/a.jpg", "b.jpg", "c/d.jpg", "Grüßn.jpg")} <= set(
+        manifest(cloud)[1:]
+    )
+
+
+def test_what_is_no_photo_is_passed_over_and_reported(cloud):
+    others = {
+        "__MACOSX/._IMG 0.jpg": JPEG,
+        "._IMG 1.jpg": JPEG,
+        ".DS_Store": b"x",
+        "sub/Thumbs.db": b"x",
+        "__MACOSX/inner.zip": b"PK",
+        "folder/": b"",
+        "notes.txt": b"x",
+        "job.json": b"{}",
+        "clip.mp4": b"x",
+        "c.heic": JPEG,
+        "empty.jpg": b"",
+        "fake.jpg": b"This is a text, not a photo.",
+        "new\nline.jpg": JPEG,
+        "x" * 256 + ".jpg": JPEG,
+        "/".join(["deep" * 10] * 25) + "/a.jpg": JPEG,
+    }
+    upload(cloud, photos_zip=fn_zips.make({**EIGHT, **others}))
+    answer = run(cloud)
+    reasons = {name.removeprefix("photos.zip/"): reason for name, reason in rejected(cloud).items()}
+    assert set(reasons) == set(list(others)[6:])
+    assert (answer["photos"], answer["rejected"]) == (8, 9)
+    assert reasons["fake.jpg"] == "the content is not a JPEG, PNG, TIFF or WebP image"
+    assert reasons["empty.jpg"] == "the file is empty"
+    assert reasons["job.json"] == "options count beside the archive, not in it"
+    assert "videos are not supported" in reasons["clip.mp4"]
+    assert set(cloud.keys(WORK)) == {f"{WORK}photos.zip/{name}" for name in EIGHT}
+
+
+def test_zip64(cloud, monkeypatch):
+    with monkeypatch.context() as small:
+        small.setattr(zipfile, "ZIP64_LIMIT", 10)
+        data = fn_zips.make(EIGHT)
+    assert b"PK\x06\x06" in data
+    upload(cloud, photos_zip=data)
+    assert run(cloud)["photos"] == 8
+    assert body(f"{WORK}photos.zip/IMG 3.jpg") == EIGHT["IMG 3.jpg"]
+
+
+def test_archive_behind_a_program_and_with_a_comment(cloud):
+    target = io.BytesIO(fn_zips.make(EIGHT))
+    with zipfile.ZipFile(target, "a") as archive:
+        archive.comment = b"from my drone " * 1000
+    upload(cloud, photos_zip=b"MZ" + b"\0" * 5000 + target.getvalue())
+    assert run(cloud)["photos"] == 8
+
+
+def bomb() -> bytes:
+    """Photos, and one that is 20 MB of zeros."""
+    return fn_zips.make({**EIGHT, "z.jpg": JPEG + bytes(20_000_000)})
+
+
+def crc_error() -> bytes:
+    data = bytearray(fn_zips.make(EIGHT, zipfile.ZIP_STORED))
+    data[data.index(EIGHT["IMG 5.jpg"]) + 10] ^= 1
+    return bytes(data)
+
+
+def torn_photo() -> bytes:
+    """The compressed bytes of one photo are noise."""
+    noise = random.Random(1).randbytes(5000)
+    data = fn_zips.make({**EIGHT, "z.jpg": JPEG + noise})
+    at = data.index(b"z.jpg") + 200
+    return data[:at] + bytes(1000) + data[at + 1000 :]
+
+
+PLAIN = fn_zips.make(EIGHT)
+HOSTILE = {
+    "path upwards": (fn_zips.make({**EIGHT, "../../x.jpg": JPEG}), "ARCHIVE_UNSAFE", "'../../x.jpg'"),
+    "path upwards inside": (fn_zips.make({**EIGHT, "a/../../x.jpg": JPEG}), "ARCHIVE_UNSAFE", "'a/../../x.jpg'"),
+    "path upwards of a text": (fn_zips.make({**EIGHT, "../x.txt": b"x"}), "ARCHIVE_UNSAFE", "'../x.txt'"),
+    "path upwards by backslash": (fn_zips.make({**EIGHT, "..\\x.jpg": JPEG}), "ARCHIVE_UNSAFE", "x.jpg"),
+    "absolute path": (fn_zips.make({**EIGHT, "/etc/x.jpg": JPEG}), "ARCHIVE_UNSAFE", "'/etc/x.jpg'"),
+    "absolute by backslash": (fn_zips.make({**EIGHT, "\\\\host\\x.jpg": JPEG}), "ARCHIVE_UNSAFE", "x.jpg"),
+    "drive letter": (fn_zips.make({**EIGHT, "C:\\x.jpg": JPEG}), "ARCHIVE_UNSAFE", "x.jpg"),
+    "drive letter, slash": (fn_zips.make({**EIGHT, "c:x.jpg": JPEG}), "ARCHIVE_UNSAFE", "'c:x.jpg'"),
+    "symlink": (fn_zips.special(EIGHT, "link.jpg", stat.S_IFLNK), "ARCHIVE_UNSAFE", "'link.jpg'"),
+    "device": (fn_zips.special(EIGHT, "dev.jpg", stat.S_IFCHR), "ARCHIVE_UNSAFE", "'dev.jpg'"),
+    "pipe": (fn_zips.special(EIGHT, "pipe", stat.S_IFIFO), "ARCHIVE_UNSAFE", "'pipe'"),
+    "bomb": (bomb(), "ARCHIVE_UNSAFE", "'z.jpg'"),
+    "overlap": (fn_zips.overlapping("a.jpg", JPEG, 1000), "ARCHIVE_UNSAFE", "'a.jpg'"),
+    "member over the next ones": (
+        fn_zips.changed(PLAIN, 2, compress_size=len(PLAIN) // 2),
+        "ARCHIVE_UNSAFE",
+        "'IMG 2.jpg'",
+    ),
+    "member over the directory": (fn_zips.changed(PLAIN, 7, compress_size=5000), "ARCHIVE_UNSAFE", "'IMG 7.jpg'"),
+    "encrypted": (fn_zips.changed(PLAIN, 3, flags=0x1), "ARCHIVE_ENCRYPTED", "'IMG 3.jpg'"),
+    "strongly encrypted": (fn_zips.changed(PLAIN, 3, flags=0x41), "ARCHIVE_ENCRYPTED", "'IMG 3.jpg'"),
+    "encrypted by AES": (fn_zips.changed(PLAIN, 3, flags=0x1, method=99), "ARCHIVE_ENCRYPTED", "'IMG 3.jpg'"),
+    "patch data": (fn_zips.changed(PLAIN, 3, flags=0x20), "ARCHIVE_UNSUPPORTED", "'IMG 3.jpg'"),
+    "deflate64": (fn_zips.changed(PLAIN, 3, method=9), "ARCHIVE_UNSUPPORTED", "'IMG 3.jpg'"),
+    "bzip2": (fn_zips.make(EIGHT, zipfile.ZIP_BZIP2), "ARCHIVE_UNSUPPORTED", "'IMG 0.jpg'"),
+    "lzma": (fn_zips.make(EIGHT, zipfile.ZIP_LZMA), "ARCHIVE_UNSUPPORTED", "'IMG 0.jpg'"),
+    "version of the future": (fn_zips.changed(PLAIN, 3, version_needed=99), "ARCHIVE_DAMAGED", "photos.zip"),
+    "no zip": (b"Rar!\x1a\x07 and so on " * 20, "ARCHIVE_DAMAGED", "photos.zip"),
+    "nothing": (b"", "ARCHIVE_DAMAGED", "photos.zip"),
+    "cut short": (PLAIN[:-50], "ARCHIVE_DAMAGED", "photos.zip"),
+    "beginning lost": (PLAIN[300:], "ARCHIVE_DAMAGED", "photos.zip"),
+    "zip in zip": (fn_zips.make({**EIGHT, "more/b.ZIP": PLAIN}), "ARCHIVE_NESTED", "'more/b.ZIP'"),
+    "wrong checksum": (crc_error(), "ARCHIVE_DAMAGED", "'IMG 5.jpg'"),
+    "torn photo": (torn_photo(), "ARCHIVE_DAMAGED", "'z.jpg'"),
+    "larger than it says": (fn_zips.changed(PLAIN, 4, file_size=40), "ARCHIVE_DAMAGED", "'IMG 4.jpg'"),
+    "smaller than it says": (fn_zips.changed(PLAIN, 4, file_size=80), "ARCHIVE_DAMAGED", "'IMG 4.jpg'"),
+    "other name in its header": (
+        PLAIN.replace(b"IMG 4.jpg", b"XXX 4.jpg", 1),
+        "ARCHIVE_DAMAGED",
+        "'IMG 4.jpg'",
+    ),
+    "name that is no UTF-8": (
+        fn_zips.make({**EIGHT, "ü.jpg": JPEG}).replace("ü".encode(), b"\xff\xfe"),
+        "ARCHIVE_DAMAGED",
+        "photos.zip",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_archives_end_the_job_with_their_names(cloud, case):
+    data, code, words = HOSTILE[case]
+    upload(cloud, photos_zip=data)
+    for name, photo in EIGHT.items():  # enough photos beside it: the archive is still not passed over in silence
+        cloud.put(UPLOADS + name, photo)
+    failure = refused(cloud)
+    assert failure.code == code
+    assert "photos.zip" in failure.reason
+    assert words in failure.reason
+    told = failures.parse({"Error": code, "Cause": str(failure)})
+    assert (told.code, told.reason) == (code, failure.reason)
+    assert told.advice.endswith(".")
+
+
+def test_the_size_that_is_declared_is_where_unpacking_stops(cloud):
+    """60 KB that inflate to 60 MB and say that they are 60 bytes."""
+    data = fn_zips.make({**EIGHT, "z.jpg": JPEG + bytes(60_000_000)})
+    upload(cloud, photos_zip=fn_zips.changed(data, 8, file_size=60))
+    tracemalloc.start()
+    try:
+        failure = refused(cloud)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (failure.code, "'z.jpg'" in failure.reason) == ("ARCHIVE_DAMAGED", True)
+    assert peak < 30_000_000
+    assert f"{WORK}photos.zip/z.jpg" not in cloud.keys("work/")
+
+
+def test_many_members_that_are_each_within_the_ratio(cloud):
+    flat = {f"{n}.jpg": JPEG + random.Random(n).randbytes(900) * 40 for n in range(8)}
+    data = fn_zips.make(flat)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert all(info.file_size < archives.MAX_RATIO * info.compress_size for info in archive.infolist())
+    assert sum(map(len, flat.values())) > archives.MAX_RATIO_OF_ARCHIVE * len(data)
+    upload(cloud, photos_zip=data)
+    failure = refused(cloud)
+    assert failure.code == "ARCHIVE_UNSAFE"
+    assert "25 times its size" in failure.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "words"),
+    [
+        ("MAX_MEMBERS", 7, "8 members; 7 are allowed"),
+        ("MAX_DIRECTORY_BYTES", 300, "has 440 bytes"),
+        ("MAX_PHOTO_BYTES", 64, "'IMG 0.jpg'"),
+        ("MAX_UNPACKED_BYTES", 1000, "The archives hold"),
+        ("MAX_ARCHIVES", 1, "2 archives; 1 are allowed"),
+    ],
+)
+def test_limits(cloud, monkeypatch, name, limit, words):
+    upload(cloud, photos_zip=PLAIN, second_zip=PLAIN)
+    monkeypatch.setattr(archives, name, limit)
+    failure = refused(cloud)
+    assert failure.code == "ARCHIVE_TOO_LARGE"
+    assert words in failure.reason
+    assert cloud.keys(WORK) == []
+
+
+def test_directory_of_any_size_is_not_read(cloud):
+    """The end record claims the 30 MB before it as directory."""
+    data = bytearray(bytes(30_000_000) + PLAIN)
+    data[-10:-6] = (30_000_000).to_bytes(4, "little")
+    upload(cloud, photos_zip=bytes(data))
+    tracemalloc.start()
+    try:
+        assert refused(cloud).code == "ARCHIVE_TOO_LARGE"
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 90_000_000  # moto reads the object to answer a range
+
+
+def test_damage_anywhere_is_no_crash(cloud):
+    add_job()
+    outcomes = set()
+    for seed in range(80):
+        rng = random.Random(seed)
+        data = bytearray(PLAIN)
+        first = 0 if seed % 2 else len(data) - 500  # the directory is where most fields are
+        for _ in range(rng.choice((1, 4, 30))):
+            data[rng.randrange(first, len(data))] = rng.choice((0, 1, 0xFF, rng.randrange(256)))
+        cloud.put(UPLOADS + "photos.zip", bytes(data))
+        try:
+            outcomes.add(run(cloud)["photos"])
+        except JobFailure as failure:
+            outcomes.add(failure.code)
+            assert failure.code in ("NO_PHOTOS", "TOO_FEW_PHOTOS") or "photos.zip" in failure.reason, seed
+            assert len(failure.reason) < 500, seed
+        else:
+            assert all(len(body(WORK + name)) == 65 for name in manifest(cloud)[1:]), seed
+    assert {8, "TOO_FEW_PHOTOS", "ARCHIVE_DAMAGED", "ARCHIVE_ENCRYPTED", "ARCHIVE_UNSAFE"} <= outcomes
+
+
+@pytest.mark.parametrize(
+    ("files", "code", "words"),
+    [
+        ({}, "NO_PHOTOS", "holds no photos"),
+        ({"notes.txt": b"x"}, "NO_PHOTOS", "'photos.zip/notes.txt': not a photo"),
+        ({"a.jpg": b"a text that is no photo"}, "NO_PHOTOS", "'photos.zip/a.jpg': the content is not"),
+        (dict(list(EIGHT.items())[:7]), "TOO_FEW_PHOTOS", "Only 7 of"),
+    ],
+)
+def test_archives_that_cannot_become_a_scene(cloud, files, code, words):
+    upload(cloud, photos_zip=fn_zips.make(files))
+    failure = refused(cloud)
+    assert failure.code == code
+    assert words in failure.reason
+
+
+def test_too_many_photos_are_not_even_unpacked(cloud, monkeypatch):
+    cloud.set(monkeypatch, MAX_PHOTOS="10")
+    upload(cloud, one_zip=PLAIN)
+    for number in range(3):
+        cloud.put(f"{UPLOADS}{number}.jpg", JPEG)
+    failure = refused(cloud)
+    assert (failure.code, failure.reason) == ("TOO_MANY_PHOTOS", "The scene has 11 photos; 10 are allowed")
+    assert cloud.keys(WORK) == []
+
+
+def test_file_and_folder_of_one_name_do_not_meet_on_a_disk(cloud):
+    upload(cloud, photos_zip=fn_zips.make({**EIGHT, "IMG 0.jpg/a.jpg": JPEG}))
+    assert run(cloud)["photos"] == 8
+    assert rejected(cloud) == {"photos.zip/IMG 0.jpg/a.jpg": "its folder has the name of another photo"}
+
+
+class Watched:
+    """S3 with every call counted; ``before`` is called with operation, number and arguments."""
+
+    def __init__(self, monkeypatch, before=lambda operation, number, arguments: None):
+        self.real, self.before = aws.s3(), before
+        self.calls: list[tuple[str, dict]] = []
+        self.bytes = 0
+        monkeypatch.setattr(aws, "s3", lambda: self)
+
+    def count(self, operation: str) -> int:
+        return sum(name == operation for name, _ in self.calls)
+
+    def get_paginator(self, name):
+        return self.real.get_paginator(name)
+
+    def __getattr__(self, operation):
+        def call(**arguments):
+            self.calls.append((operation, arguments))
+            self.before(operation, self.count(operation), arguments)
+            answer = getattr(self.real, operation)(**arguments)
+            if operation == "get_object":
+                self.bytes += answer["ContentLength"]
+            return answer
+
+        return call
+
+
+def test_repeated_call_goes_on_where_it_was(cloud, monkeypatch):
+    upload(cloud, photos_zip=PLAIN)
+    cloud.put(UPLOADS + "direct.jpg", JPEG)
+    uploaded_long_ago(UPLOADS + "photos.zip")
+    monkeypatch.setattr(archives, "UNPACK_THREADS", 1)
+
+    def die(operation, number, arguments):
+        if operation == "put_object" and number == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as first:
+        Watched(first, die)
+        with pytest.raises(KeyboardInterrupt):
+            run(cloud)
+    assert len(cloud.keys(WORK + "photos.zip/")) == 5
+    with monkeypatch.context() as second:
+        watched = Watched(second)
+        assert run(cloud)["photos"] == 9
+    written = [arguments["Key"] for operation, arguments in watched.calls if operation == "put_object"]
+    assert [key for key in written if key.startswith(WORK)] == [f"{WORK}photos.zip/IMG {n}.jpg" for n in (5, 6, 7)]
+    with monkeypatch.context() as third:
+        watched = Watched(third)
+        assert run(cloud)["photos"] == 9
+    assert watched.count("put_object") == 2, "rejected.json and manifest.json"
+    assert {name: body(f"{WORK}photos.zip/{name}") for name in EIGHT} == EIGHT
+
+
+def test_photos_of_an_archive_that_was_replaced_are_unpacked_again(cloud):
+    upload(cloud, photos_zip=PLAIN)
+    uploaded_long_ago(UPLOADS + "photos.zip")
+    run(cloud)
+    for key in cloud.keys(WORK):
+        uploaded_long_ago(key)
+    cloud.put(UPLOADS + "photos.zip", fn_zips.make(dict.fromkeys(EIGHT, JPEG + b"\xee")))
+    run(cloud)
+    assert body(f"{WORK}photos.zip/IMG 0.jpg") == JPEG + b"\xee"
+
+
+@pytest.mark.parametrize("read", [1, 2, 3])
+@pytest.mark.parametrize("change", ["deleted", "replaced"])
+def test_archive_that_changes_after_listing_is_looked_at_again(cloud, monkeypatch, change, read):
+    """The state machine tries again what is transient; by then the listing says what is true."""
+    upload(cloud, photos_zip=PLAIN)
+    s3 = boto3.client("s3")
+
+    def strike(operation, number, arguments):
+        if operation == "get_object" and arguments["Key"].endswith(".zip") and reads.append(1) is None:
+            if len(reads) == read and change == "deleted":
+                s3.delete_object(Bucket=BUCKET, Key=UPLOADS + "photos.zip")
+            elif len(reads) == read:
+                cloud.put(UPLOADS + "photos.zip", fn_zips.make(dict.fromkeys(EIGHT, JPEG + b"\xee")))
+
+    reads: list[int] = []
+    with monkeypatch.context() as first:
+        Watched(first, strike)
+        failure = refused(cloud)
+    assert type(failure).__name__ == failures.TRANSIENT
+    assert (failure.code, "'photos.zip'" in failure.reason) == ("ARCHIVE_CHANGED", True)
+    if change == "deleted":
+        assert refused(cloud).code == "NO_PHOTOS"
+    else:
+        assert run(cloud)["photos"] == 8
+        assert body(f"{WORK}photos.zip/IMG 0.jpg") == JPEG + b"\xee"
+
+
+def test_photo_that_is_deleted_before_it_is_copied(cloud, monkeypatch):
+    upload(cloud, photos_zip=PLAIN)
+    cloud.put(UPLOADS + "direct.jpg", JPEG)
+
+    def strike(operation, number, arguments):
+        if operation == "copy_object":
+            boto3.client("s3").delete_object(Bucket=BUCKET, Key=UPLOADS + "direct.jpg")
+
+    with monkeypatch.context() as patch:
+        Watched(patch, strike)
+        assert run(cloud)["photos"] == 8
+    assert rejected(cloud) == {"direct.jpg": "the file was deleted while the upload was checked"}
+
+
+def test_only_what_is_needed_is_read(cloud, monkeypatch):
+    """16 MB of other files between the photos; neither they nor the whole archive are fetched for the directory."""
+    noise = random.Random(2).randbytes(8_000_000)
+    files = [*list(EIGHT.items())[:4], ("a.bin", noise), ("b.bin", noise), *list(EIGHT.items())[4:]]
+    monkeypatch.setattr(archives, "UNPACK_THREADS", 1)
+    monkeypatch.setattr(archives, "BUFFER_BYTES", 1 << 20)
+    upload(cloud, photos_zip=fn_zips.make(files, zipfile.ZIP_STORED))
+    watched = Watched(monkeypatch)
+    assert run(cloud)["photos"] == 8
+    assert watched.bytes < 3_000_000
+    assert watched.count("get_object") < 20
