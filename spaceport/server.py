@@ -101,6 +101,9 @@ class AwsApplication:
             return _json_answer("200 OK", answer)
         if service == "ses":
             self._accept_sender(body)
+        part = self._part_of_object(environ) if service == "s3" else None
+        if part is not None:
+            return part
         with self.storage.lock:
             status, headers, answer_bytes = self._ask_moto(environ, body)
             if service == "dynamodb" and operation in ROW_WRITERS and status.startswith("2"):
@@ -122,6 +125,31 @@ class AwsApplication:
         data = b"".join(chunks)
         status, headers = answers[-1]
         return status, headers, data
+
+    def _part_of_object(self, environ: Environ) -> tuple[str, list[tuple[str, str]], bytes] | None:
+        """The answer to a GET of some bytes, read from the object's file; moto reads all of it for each range.
+
+        None for what moto should answer: other requests, and errors.
+        """
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d+)", environ.get("HTTP_RANGE", ""))
+        bucket, key = _bucket_and_key(environ)
+        if environ["REQUEST_METHOD"] != "GET" or byte_range is None or not key:
+            return None
+        first, last = int(byte_range[1]), int(byte_range[2])
+        head = {name: value for name, value in environ.items() if name != "HTTP_RANGE"}
+        with self.storage.lock:  # moto checks whether there is such an object, and the conditions of the request
+            status, headers, _ = self._ask_moto({**head, "REQUEST_METHOD": "HEAD"}, b"")
+            if not status.startswith("200"):
+                return None
+            size = self.storage.describe(bucket, key)["size"]
+            if not first <= last or first >= size:
+                return None
+            data = self.storage.read_part(bucket, key, first, last + 1)
+        whole = ("content-length", "x-amz-checksum")  # headers that are true of the whole object only
+        headers = [(name, value) for name, value in headers if not name.lower().startswith(whole)]
+        headers.append(("Content-Length", str(len(data))))
+        headers.append(("Content-Range", f"bytes {first}-{first + len(data) - 1}/{size}"))
+        return "206 Partial Content", headers, data
 
     def _accept_sender(self, body: bytes) -> None:
         """Every sender counts as verified on this machine; on AWS the template's identity is."""
@@ -145,8 +173,7 @@ class AwsApplication:
                 self.mailbox.publish(topic, form.get("Subject", ""), form.get("Message", ""))
 
     def _after_s3(self, environ: Environ) -> None:
-        path = environ["PATH_INFO"].encode("latin-1").decode("utf-8")
-        bucket, _, key = path.lstrip("/").partition("/")
+        bucket, key = _bucket_and_key(environ)
         query = set(urllib.parse.parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True))
         method = environ["REQUEST_METHOD"]
         if method == "PUT" and key and not query - {"x-id"}:
@@ -156,6 +183,11 @@ class AwsApplication:
             self.storage.created(bucket, key, "CompleteMultipartUpload")
         elif (method == "DELETE" and key and "uploadId" not in query) or (method == "POST" and "delete" in query):
             self.storage.deleted(bucket)
+
+
+def _bucket_and_key(environ: Environ) -> tuple[str, str]:
+    bucket, _, key = environ["PATH_INFO"].encode("latin-1").decode("utf-8").lstrip("/").partition("/")
+    return bucket, key
 
 
 def _read_body(environ: Environ) -> bytes:

@@ -18,7 +18,7 @@ from spaceport.server import (
     in_process_session,
     use_in_process,
 )
-from spaceport.storage import Storage, StorageError
+from spaceport.storage import FileValue, Storage, StorageError
 from spaceport.template import Topic
 
 BUCKET = "bucket-one"
@@ -197,3 +197,29 @@ def test_many_objects_need_no_open_files(tmp_path):
     assert (tmp_path / "job" / "7.jpg").samefile(tmp_path / "objects" / BUCKET / "uploads/7.jpg")
     assert source.stat().st_nlink == 1
     made.close()
+
+
+def test_a_part_of_an_object_is_read_without_the_rest(bench, monkeypatch):
+    s3 = bench.client("s3")
+    data = bytes(range(256)) * 1000  # beyond what moto keeps in memory
+    s3.put_object(Bucket=BUCKET, Key="a b/+%ü.bin", Body=data)
+    etag = s3.head_object(Bucket=BUCKET, Key="a b/+%ü.bin")["ETag"]
+
+    def part(byte_range, **more):
+        return s3.get_object(Bucket=BUCKET, Range=byte_range, **{"Key": "a b/+%ü.bin", **more})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileValue, "read", lambda *_: pytest.fail("the whole object is read"))
+        answer = part("bytes=1000-1999", IfMatch=etag)
+        assert answer["Body"].read() == data[1000:2000]
+        assert (answer["ContentLength"], answer["ContentRange"]) == (1000, "bytes 1000-1999/256000")
+        assert part("bytes=255999-300000")["Body"].read() == data[-1:]
+    assert part("bytes=-3")["Body"].read() == data[-3:]
+    for wrong, code in [
+        ({"Key": "none"}, "NoSuchKey"),
+        ({"IfMatch": '"0"'}, "PreconditionFailed"),
+        ({"byte_range": "bytes=256000-256001"}, "InvalidRange"),
+    ]:
+        with pytest.raises(botocore.exceptions.ClientError) as raised:
+            part(**{"byte_range": "bytes=0-9", **wrong})
+        assert raised.value.response["Error"]["Code"] == code
