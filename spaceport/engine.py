@@ -61,6 +61,7 @@ class Engine:
         jobs_dir: Path | None = None,
         outbox: Path | None = None,
         duplicate_events: bool = False,
+        schedule_period_s: float | None = None,
         ids: Callable[[], str] = lambda: str(uuid.uuid4()),
         on_load: Callable[[Function, dict[str, ModuleType]], None] | None = None,
         take_over: bool = False,
@@ -71,7 +72,8 @@ class Engine:
         state_exited (state, execution), progress (state, job_name and the fields of progress.json), mail (to, path),
         log (text), execution_ended (execution, status). ``runner`` replaces the processes of the jobs. ``take_over``
         continues what an earlier engine left in ``work_dir``; nothing happens before the clock runs. ``on_load`` see
-        InProcessLambdas.
+        InProcessLambdas. ``schedule_period_s`` is for tests on the real clock: every schedule of the template then runs
+        that often (seconds), so that a sweep need not be waited for five minutes.
         """
         self.clock = clock
         self.work_dir = work_dir
@@ -86,7 +88,7 @@ class Engine:
         self.machine_arn = self.stack.state_machines[0].arn
         self._stage_states = dict(_stage_states(self.stack.state_machines[0].definition))
         try:
-            self._start(runner, jobs_dir, outbox, duplicate_events, on_load, take_over)
+            self._start(runner, jobs_dir, outbox, duplicate_events, schedule_period_s, on_load, take_over)
         except BaseException:
             self._closers.close()
             raise
@@ -97,6 +99,7 @@ class Engine:
         jobs_dir: Path | None,
         outbox: Path | None,
         duplicate_events: bool,
+        schedule_period_s: float | None,
         on_load: Callable[[Function, dict[str, ModuleType]], None] | None,
         take_over: bool,
     ) -> None:
@@ -108,7 +111,9 @@ class Engine:
         self._closers.callback(self.storage.close)
         self.outbox = Outbox(outbox, self.stack.topics, self.clock, self._on_mail)
         rules = self.stack.rules
-        self.bus = EventBus(self.clock, rules, self._deliver, self.ids, ACCOUNT_ID, REGION, duplicate_events)
+        self.bus = EventBus(
+            self.clock, rules, self._deliver, self.ids, ACCOUNT_ID, REGION, duplicate_events, schedule_period_s
+        )
         self._closers.callback(self.bus.close)
         self.sagemaker = SageMaker(
             self.clock,

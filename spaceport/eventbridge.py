@@ -222,8 +222,12 @@ class EventBus:
         account_id: str,
         region: str,
         duplicate_events: bool = False,
+        schedule_period_s: float | None = None,
     ) -> None:
-        """``deliver(target, event)`` is called on the clock's thread, twice per match with ``duplicate_events``."""
+        """``deliver(target, event)`` is called on the clock's thread, twice per match with ``duplicate_events``.
+
+        ``schedule_period_s`` replaces the period of every schedule.
+        """
         self.clock = clock
         self.rules = rules
         self.deliver = deliver
@@ -231,6 +235,7 @@ class EventBus:
         self.account_id = account_id
         self.region = region
         self.copies = 2 if duplicate_events else 1
+        self.schedule_period_s = schedule_period_s
         self.patterns = [(rule, compile_pattern(rule.pattern, rule.logical_id)) for rule in rules if rule.pattern]
         self._timers: list[Timer] = []
         self._closed = False
@@ -239,7 +244,8 @@ class EventBus:
         """Begin the schedules; as on AWS the first run is one period after the rule was made."""
         for rule in self.rules:
             if rule.schedule:
-                self._schedule(rule, schedule_seconds(rule.schedule, rule.logical_id))
+                period_s = schedule_seconds(rule.schedule, rule.logical_id)
+                self._schedule(rule, self.schedule_period_s or period_s)
 
     def close(self) -> None:
         """Deliver nothing more."""

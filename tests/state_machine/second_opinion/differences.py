@@ -71,13 +71,16 @@ def _heart_stopped(state: str, answer: Answer) -> Answer:
 def _one_token(trace: Trace) -> Trace:
     """All attempts of a state have the token of the first."""
     first: dict[str, int] = {}
-    calls = []
-    for state, parameters in trace.calls:
+    for state, _ in trace.calls:
         if state in STAGES.values():
             first.setdefault(state, len(first) + 1)
-            parameters = {**parameters, "task_token": first[state]}
-        calls.append((state, parameters))
-    return replace(trace, calls=calls)
+    return replace(
+        trace,
+        calls=[
+            (state, {**parameters, "task_token": first[state]} if state in first else parameters)
+            for state, parameters in trace.calls
+        ],
+    )
 
 
 def _no_reason(trace: Trace) -> Trace:

@@ -130,7 +130,7 @@ class Scripted:
         self.tokens: queue.Queue[tuple[Answer, str]] = queue.Queue()
         self.stop: Callable[[], Any] = lambda: None
 
-    def invoke(self, FunctionName: str, Payload: bytes) -> dict[str, Any]:  # noqa: N803 - boto3's names
+    def invoke(self, FunctionName: str, Payload: bytes) -> dict[str, Any]:
         parameters = json.loads(Payload)
         state = state_called(FunctionName, parameters)
         answer = self._answer(state, parameters)
@@ -160,7 +160,7 @@ class Scripted:
 
 
 class MotoInterpreter:
-    """moto's Step Functions backend with ``execute_state_machine``; ``scripted`` and ``trace`` are the present case's."""
+    """moto's Step Functions backend with ``execute_state_machine``; ``scripted`` and ``trace`` belong to a case."""
 
     def __init__(self) -> None:
         self.backend = stepfunctions_parser_backends["123456789012"]["us-east-1"]
