@@ -10,12 +10,18 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 
 from tests.deploy.environments import BUILD, ToolMissing, clean_environment, run, tool
-from tests.deploy.stack import LOCAL_RUNTIME, Stack
+from tests.deploy.stack import CERTIFICATE, LOCAL_RUNTIME, Stack
 
 ENDPOINT_START_S = 60
 
@@ -50,13 +56,23 @@ def sam(program: Callable[[str, str], Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def endpoint(program: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of the local endpoint; its log is build/deploy/endpoint.log."""
+    """Address of the local endpoint, which enforces IAM; its log is build/deploy/endpoint.log.
+
+    TLS, because bucket and topic refuse everything else.
+    """
     python = program("ministack", "python")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
+    url = f"https://127.0.0.1:{port}"
+    BUILD.mkdir(parents=True, exist_ok=True)
+    certificate = make_certificate()
     settings = clean_environment(
+        AUTH="true",
+        USE_SSL="1",
+        MINISTACK_SSL_CERT=str(certificate),
+        MINISTACK_SSL_KEY=str(certificate.with_suffix(".key")),
+        AWS_CA_BUNDLE=str(certificate),  # for the functions, which inherit it
         GATEWAY_PORT=str(port),
         BIND_HOST="127.0.0.1",
         MINISTACK_HOST="127.0.0.1",
@@ -67,7 +83,6 @@ def endpoint(program: Callable[[str, str], Path], tmp_path_factory: pytest.TempP
         AWS_SECRET_ACCESS_KEY="test",
         TMPDIR=str(tmp_path_factory.mktemp("endpoint")),
     )
-    BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / "endpoint.log").open("wb") as log:
         process = subprocess.Popen(
             [python, Path(__file__).parent / "endpoint.py"], env=settings, stdout=log, stderr=subprocess.STDOUT
@@ -76,8 +91,27 @@ def endpoint(program: Callable[[str, str], Path], tmp_path_factory: pytest.TempP
             wait_for(port, process)
             yield url
         finally:
-            process.terminate()
-            process.wait(30)
+            process.kill()  # it waits for connections to close otherwise
+            process.wait()
+
+
+def make_certificate() -> Path:
+    """A certificate for 127.0.0.1 that signs itself."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "the local endpoint")])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    CERTIFICATE.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    CERTIFICATE.with_suffix(".key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return CERTIFICATE
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:

@@ -1,7 +1,8 @@
 """A pytest plugin that writes down every AWS call of the handlers: `pytest -p tests.deploy.iam_recorder …`.
 
-Calls are taken where botocore makes them, and, for the stand-ins that tests put into functions/aws.py, where a handler
-calls those. The result, at $SPACEPORT_IAM_CALLS: [[handler, service, operation, parameters, error code, test], …].
+Calls are taken where botocore makes them, and, for the stand-ins that tests and the simulator of faults put into
+functions/aws.py, where a handler calls those. The result, at $SPACEPORT_IAM_CALLS:
+[[handler, service, operation, parameters, error code, test], …].
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import boto3.resources.base
@@ -20,13 +22,17 @@ import pytest
 from botocore.exceptions import ClientError
 
 import aws
+from tests.state_machine.simulator import code as simulator
 
 HANDLERS = ("ingest", "settle", "validate", "start_job", "check_status", "notify")
 CLIENTS = ("s3", "sagemaker", "stepfunctions", "sns", "sesv2", "events", "table")
 KEPT_PARAMETERS = (
     *("Bucket", "Key", "Prefix", "CopySource", "TableName", "IndexName", "RoleArn", "TopicArn", "TrainingJobName"),
-    *("ProcessingJobName", "stateMachineArn", "Tags", "FromEmailAddress", "Entries"),
+    *("ProcessingJobName", "stateMachineArn", "Tags", "FromEmailAddress", "Entries", "Delete"),
 )
+# Methods of boto3 that are not operations of the service, by the operation that they make.
+METHODS = {"Copy": "CopyObject", "Paginate": "ListObjectsV2"}
+POSITIONS = {"Copy": ("CopySource", "Bucket", "Key")}
 calls: dict[str, list[Any]] = {}
 now: dict[str, str] = {"handler": "", "test": ""}
 make_api_call = botocore.client.BaseClient._make_api_call
@@ -40,6 +46,8 @@ def record(service: str, operation: str, parameters: dict[str, Any], error: str 
         kept["Entries"] = sorted({entry["Source"] for entry in kept["Entries"]})
     if "Tags" in kept:
         kept["Tags"] = bool(kept["Tags"])
+    if "Delete" in kept:
+        kept["Delete"] = [item["Key"] for item in kept["Delete"]["Objects"]]
     entry = [now["handler"], service, operation, kept, error]
     key = json.dumps(entry, sort_keys=True, default=str)
     if key not in calls or now["test"] < calls[key][-1]:
@@ -70,10 +78,20 @@ class StandIn:
 
         def call(*arguments: Any, **parameters: Any) -> Any:
             operation = "".join(part.capitalize() for part in name.split("_"))
-            record(self._service, operation, parameters)
-            return value(*arguments, **parameters)
+            named = {**dict(zip(POSITIONS.get(operation, ()), arguments, strict=False)), **parameters}
+            operation = METHODS.get(operation, operation)
+            try:
+                answer = value(*arguments, **parameters)
+            except ClientError as error:
+                record(self._service, operation, named, error.response["Error"]["Code"])
+                raise
+            except BaseException:  # the simulator cuts functions off; the call had been made
+                record(self._service, operation, named)
+                raise
+            record(self._service, operation, named)
+            return answer
 
-        return call
+        return (lambda *_: self) if name == "get_paginator" else call
 
 
 def watched(name: str, maker: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,16 +103,20 @@ def watched(name: str, maker: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
-def watched_handler(name: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+def watched_handler(name: str, handler: Callable[..., Any], aws: ModuleType = aws) -> Callable[..., Any]:
     @functools.wraps(handler)
     def call(event: Any, context: Any) -> Any:
-        if now["handler"]:  # a handler inside a handler: the one outside has the role
-            return handler(event, context)
+        outer = now["handler"]
+        now["handler"] = name
+        if outer:  # the simulator's engine calls the next function inside of the call that lets it go on
+            try:
+                return handler(event, context)
+            finally:
+                now["handler"] = outer
         makers = {client: getattr(aws, client) for client in CLIENTS}
         wrapped = {client: watched(client, maker) for client, maker in makers.items()}
         for client, maker in wrapped.items():
             setattr(aws, client, maker)
-        now["handler"] = name
         try:
             return handler(event, context)
         finally:
@@ -106,10 +128,24 @@ def watched_handler(name: str, handler: Callable[..., Any]) -> Callable[..., Any
     return call
 
 
+def watched_code(load: Callable[[Path], simulator.Code]) -> Callable[[Path], simulator.Code]:
+    """The simulator imports the functions once more, for itself."""
+
+    def loaded(root: Path) -> simulator.Code:
+        code = load(root)
+        for arn, function in code.functions.items():
+            name = function.handler.partition(".")[0]
+            code.handlers[arn] = watched_handler(name, code.handlers[arn], code.modules["aws"])
+        return code
+
+    return loaded
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     for name in HANDLERS:
         module = importlib.import_module(name)
         module.handler = watched_handler(name, module.handler)  # type: ignore[attr-defined]
+    simulator._load = watched_code(simulator._load)
     botocore.client.BaseClient._make_api_call = recorded_api_call  # type: ignore[method-assign]
 
 

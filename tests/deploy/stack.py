@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import ssl
 import sys
 import time
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import boto3
 
-from tests.deploy.environments import ROOT, clean_environment, run
+from tests.deploy.environments import BUILD, ROOT, clean_environment, run
 
 NAME = "spaceport"
+CERTIFICATE = BUILD / "endpoint.pem"
+LOG, FIGURES = BUILD / "deploy.log", BUILD / "deploy.json"  # what `sam` printed, and how long it took
 # Makefile of the functions: which wheels to fetch. The endpoint runs functions with this Python.
 LOCAL_RUNTIME = {"RUNTIME": f"{sys.version_info.major}.{sys.version_info.minor}", "PLATFORM": platform.machine()}
 JPEG = b"\xff\xd8\xff\xe0" + b"\0" * 60
@@ -28,10 +33,18 @@ class Stack:
     template: Path
     parameters: dict[str, str] = field(default_factory=lambda: {"QuietPeriodSeconds": "1"})
     log: str = ""
+    runs: list[dict[str, Any]] = field(default_factory=list)
 
     def run_sam(self, *arguments: str | Path) -> str:
-        env = clean_environment(AWS_ENDPOINT_URL=self.endpoint, **KEYS)
+        env = clean_environment(AWS_ENDPOINT_URL=self.endpoint, AWS_CA_BUNDLE=str(CERTIFICATE), **KEYS)
+        started = time.monotonic()
         done = run([self.sam, *arguments, "--config-file", ROOT / "samconfig.toml"], env=env)
+        took_s = round(time.monotonic() - started, 1)
+        self.runs.append({"command": f"sam {arguments[0]}", "wall_s": took_s})
+        with LOG.open("w" if len(self.runs) == 1 else "a") as log:
+            log.write(f"$ sam {' '.join(map(str, arguments))}\n{done.stdout}{done.stderr}\n[{took_s} s]\n\n")
+        machine = {"cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "python": platform.python_version()}
+        FIGURES.write_text(json.dumps({"runs": self.runs, "machine": machine}, indent=1) + "\n")
         return done.stdout + done.stderr
 
     def deploy(self, template: Path | None = None, **parameters: str) -> str:
@@ -48,6 +61,7 @@ class Stack:
         return boto3.client(
             service,
             endpoint_url=self.endpoint,
+            verify=str(CERTIFICATE),
             region_name="us-east-1",
             aws_access_key_id="test",
             aws_secret_access_key="test",
@@ -67,6 +81,9 @@ class Stack:
         sqs = self.client("sqs")
         url = str(sqs.create_queue(QueueName="inbox")["QueueUrl"])
         arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        from_topic = {"Effect": "Allow", "Principal": {"Service": "sns.amazonaws.com"}}
+        policy = {"Version": "2012-10-17", "Statement": [{**from_topic, "Action": "sqs:SendMessage", "Resource": arn}]}
+        sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": json.dumps(policy)})
         self.client("sns").subscribe(TopicArn=self.outputs()["MessageTopicArn"], Protocol="sqs", Endpoint=arn)
         return url
 
@@ -82,6 +99,27 @@ class Stack:
             f"no message within {wait_s} s; executions: {self.executions()}; see build/deploy/endpoint.log"
         )
 
+    def mails(self) -> list[dict[str, Any]]:
+        """What SES has sent."""
+        trust = ssl.create_default_context(cafile=str(CERTIFICATE))
+        with urllib.request.urlopen(f"{self.endpoint}/_ministack/ses/messages", context=trust) as answer:
+            return [mail for of_account in json.load(answer)["messages"].values() for mail in of_account]
+
+    def without(self, role: str, sid: str) -> str:
+        """Take a statement away from a role; returns its policy as it was, for `give_back`."""
+        iam, name = self.client("iam"), self.resources()[role]
+        (policy,) = iam.list_role_policies(RoleName=name)["PolicyNames"]
+        document = iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"]
+        fewer = [statement for statement in document["Statement"] if statement["Sid"] != sid]
+        assert len(fewer) == len(document["Statement"]) - 1, f"{role} has no statement {sid}"
+        self.give_back(role, json.dumps({**document, "Statement": fewer}))
+        return json.dumps(document)
+
+    def give_back(self, role: str, document: str) -> None:
+        iam, name = self.client("iam"), self.resources()[role]
+        (policy,) = iam.list_role_policies(RoleName=name)["PolicyNames"]
+        iam.put_role_policy(RoleName=name, PolicyName=policy, PolicyDocument=document)
+
     def upload(self, scene: str, photos: int = 10, **options: Any) -> None:
         s3, bucket = self.client("s3"), self.outputs()["BucketName"]
         for number in range(photos):
@@ -93,6 +131,11 @@ class Stack:
         """Status by name."""
         found = self.client("stepfunctions").list_executions(stateMachineArn=self.outputs()["StateMachineArn"])
         return {one["name"]: one["status"] for one in found["executions"]}
+
+    def job(self, scene: str, stage: str) -> str:
+        """Name of the SageMaker job that was the first try of a scene's stage."""
+        (execution,) = (name for name in self.executions() if name.startswith(scene))
+        return f"spaceport-{execution.rpartition('-')[2].lower()}-{stage}-0"
 
     def ended(self, scene: str, wait_s: float = 30) -> str:
         """Status of the execution of a scene, once it has one."""

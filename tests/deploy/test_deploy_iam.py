@@ -19,6 +19,8 @@ from tests.deploy.environments import BUILD, ROOT, clean_environment
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 PAGE = ROOT / "docs" / "iam.md"
 NOT_CALLING = ("template", "text")  # tests of functions that call no handler
+FAULTS = ("faults_table", "faults_schedules", "uploads_simulated")  # without the planted bugs: they are not our code
+SCHEDULES = "300"  # of several faults at once; the table has each fault in each state
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +35,10 @@ def granted(names):
 
 @pytest.fixture(scope="module")
 def needed(names):
-    """The function tests, run once more with every AWS call of the handlers recorded."""
-    suites = sorted((ROOT / "tests/unit").glob("test_functions_*.py")) + sorted(
-        (ROOT / "tests/fault").glob("test_*.py")
-    )
+    """The function tests and the suite of faults, run once more with every AWS call of the handlers recorded."""
+    suites = sorted((ROOT / "tests/unit").glob("test_functions_*.py"))
     suites = [str(file) for file in suites if not file.stem.endswith(NOT_CALLING)]
+    suites += [str(ROOT / "tests/state_machine" / f"test_{name}.py") for name in FAULTS]
     calls = BUILD / "calls.json"
     calls.parent.mkdir(parents=True, exist_ok=True)
     calls.unlink(missing_ok=True)
@@ -53,7 +54,9 @@ def needed(names):
         *suites,
     ]
     env = clean_environment(
-        SPACEPORT_IAM_CALLS=str(calls), PYTHONPATH=f"{ROOT}:{ROOT / 'functions'}:{ROOT / 'containers'}"
+        SPACEPORT_IAM_CALLS=str(calls),
+        SPACEPORT_SCHEDULES=SCHEDULES,
+        PYTHONPATH=f"{ROOT}:{ROOT / 'functions'}:{ROOT / 'containers'}",
     )
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -78,6 +81,30 @@ def test_a_lost_grant_would_be_noticed(granted, needed):
     for function in iam.FUNCTIONS.values():
         without = [g for g in granted if g.function != function or not g.action.startswith("dynamodb:")]
         assert {need.function for need in iam.missing(without, needed)} == {function}
+
+
+def test_state_machine_may_do_what_its_states_do_and_nothing_else(names):
+    """Its calls are those of the definition; the rest is what AWS demands for logs and traces."""
+    definition = json.loads((ROOT / "statemachine/pipeline.asl.json").read_text())
+    wanted = set()
+    for state in definition["States"].values():
+        if state["Type"] != "Task":
+            continue
+        called = state["Resource"]
+        if called == "arn:aws:states:::dynamodb:updateItem":
+            wanted.add(("dynamodb:UpdateItem", names.arn("JobTable", "iam")))
+            continue
+        if called == "arn:aws:states:::lambda:invoke.waitForTaskToken":
+            called = state["Parameters"]["FunctionName"]
+        wanted.add(("lambda:InvokeFunction", names.arn(called.strip("${}").removesuffix("Arn"), "iam")))
+    (policy,) = names.properties("StateMachineRole")["Policies"]
+    granted = {
+        (action, resource)
+        for statement in policy["PolicyDocument"]["Statement"]
+        for action in iam.as_list(statement["Action"])
+        for resource in iam.as_list(statement["Resource"])
+    }
+    assert {grant for grant in granted if not grant[0].startswith(("logs:", "xray:"))} == wanted
 
 
 def test_stages_roles_are_lent_to_sagemaker_alone(names):

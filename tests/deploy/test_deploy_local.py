@@ -1,4 +1,7 @@
-"""An unchanged `sam deploy` to the local endpoint, a real upload to the result's message, an update, a deletion."""
+"""An unchanged `sam deploy` to the local endpoint, a real upload to the result's message, an update, a deletion.
+
+The endpoint enforces IAM: functions and stages act in their roles, so that a permission that is missing fails here.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from tests.deploy.stack import NAME
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STATEFUL = ("Bucket", "JobTable")
+SENDER = "spaceport@example.com"
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +52,9 @@ def test_an_upload_becomes_a_result_and_a_message(stack, inbox):
 
 
 def test_stages_are_started_as_the_template_says(stack, inbox):
-    job = next(name for name in stack.executions() if name.startswith("my-house"))
-    prefix = f"spaceport-{job.rpartition('-')[2].lower()}"
     sagemaker, resources = stack.client("sagemaker"), stack.resources()
-    sfm = sagemaker.describe_processing_job(ProcessingJobName=f"{prefix}-sfm-0")
-    train = sagemaker.describe_training_job(TrainingJobName=f"{prefix}-train-0")
+    sfm = sagemaker.describe_processing_job(ProcessingJobName=stack.job("my-house", "sfm"))
+    train = sagemaker.describe_training_job(TrainingJobName=stack.job("my-house", "train"))
     for description, role in ((sfm, "SfmRole"), (train, "TrainRole")):
         assert description["RoleArn"].endswith(f"/{resources[role]}")
     assert sfm["NetworkConfig"]["EnableNetworkIsolation"] is train["EnableNetworkIsolation"] is True
@@ -62,17 +64,28 @@ def test_stages_are_started_as_the_template_says(stack, inbox):
     assert train["StoppingCondition"]["MaxWaitTimeInSeconds"] > train["StoppingCondition"]["MaxRuntimeInSeconds"]
 
 
+@pytest.mark.parametrize(("role", "sid"), [("ValidateFunctionRole", "ListUploads"), ("SfmRole", "WriteChannels")])
+def test_without_one_permission_the_scene_fails(stack, inbox, role, sid):
+    """The negative control: these roles are what lets the other scenes through."""
+    scene = f"less-{sid.lower()}"
+    before = stack.without(role, sid)
+    try:
+        stack.upload(scene)
+        message = stack.message(inbox)
+        assert message["Subject"] == f"Your 3D scene {scene} could not be made"
+        assert stack.ended(scene) == "FAILED"
+    finally:
+        stack.give_back(role, before)
+
+
 def test_a_job_above_the_limit_is_refused_unpaid_and_the_message_says_so(stack, inbox):
     stack.upload("dear-house", max_cost_usd=0.01)
     message = stack.message(inbox)
     assert message["Subject"] == "Your 3D scene dear-house could not be made"
     assert "job.json allows 0.01 USD" in message["Message"]
     assert stack.ended("dear-house") == "FAILED"
-    job = next(name for name in stack.executions() if name.startswith("dear-house"))
     with pytest.raises(ClientError, match="not found"):
-        stack.client("sagemaker").describe_processing_job(
-            ProcessingJobName=f"spaceport-{job.rpartition('-')[2].lower()}-sfm-0"
-        )
+        stack.client("sagemaker").describe_processing_job(ProcessingJobName=stack.job("dear-house", "sfm"))
 
 
 def test_the_bucket_is_closed_versioned_and_encrypted(stack):
@@ -86,7 +99,7 @@ def test_the_bucket_is_closed_versioned_and_encrypted(stack):
 
 
 def test_a_changed_template_updates_and_replaces_nothing_that_holds_data(stack, inbox):
-    """A second `sam deploy`: another limit, another retention, another memory size."""
+    """A second `sam deploy`: another limit, retention and memory size, a key of its own, a sender of mails."""
     before = stack.resources()
     changed = yaml_parse(stack.template.read_text())
     changed = json.loads(json.dumps(changed, default=str))
@@ -94,7 +107,7 @@ def test_a_changed_template_updates_and_replaces_nothing_that_holds_data(stack, 
     changed["Resources"]["SettleFunction"]["Properties"]["MemorySize"] = 640
     file = stack.template.with_name("changed.yaml")
     file.write_text(yaml.safe_dump(copy.deepcopy(changed), sort_keys=False))
-    log = stack.deploy(file, MaxPhotos="1000")
+    log = stack.deploy(file, MaxPhotos="1000", UseOwnKey="true", SenderEmail=SENDER)
     assert "UPDATE_COMPLETE" in log
     after = stack.resources()
     for name in STATEFUL:
@@ -104,8 +117,25 @@ def test_a_changed_template_updates_and_replaces_nothing_that_holds_data(stack, 
     assert function["Environment"]["Variables"]["MAX_PHOTOS"] == "1000"
     stack.upload("after-update")
     assert stack.message(inbox)["Subject"] == "Your 3D scene after-update is ready"
+    key = stack.client("kms").describe_key(KeyId=after["DataKey"])["KeyMetadata"]["Arn"]
+    (rule,) = stack.client("s3").get_bucket_encryption(Bucket=after["Bucket"])["ServerSideEncryptionConfiguration"][
+        "Rules"
+    ]
+    assert rule["ApplyServerSideEncryptionByDefault"] == {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": key}
+    sfm = stack.client("sagemaker").describe_processing_job(ProcessingJobName=stack.job("after-update", "sfm"))
+    assert sfm["ProcessingOutputConfig"]["KmsKeyId"] == key
+    assert sfm["ProcessingResources"]["ClusterConfig"]["VolumeKmsKeyId"] == key
     kept = stack.client("s3").list_objects_v2(Bucket=after["Bucket"], Prefix="results/my-house/")
     assert kept["KeyCount"] == 5, "the result from before the update is still there"
+
+
+def test_a_mail_goes_to_the_address_of_the_job(stack, inbox):
+    """SES as the role allows it: raw mails from the one sender. The identity is verified by hand, as in an account."""
+    stack.client("sesv2").create_email_identity(EmailIdentity=SENDER)
+    stack.upload("by-mail", email="ada@example.org")
+    assert stack.ended("by-mail", wait_s=120) == "SUCCEEDED"
+    (mail,) = stack.mails()
+    assert "ada@example.org" in json.dumps(mail)
 
 
 def test_deletion_keeps_photos_and_rows(stack, inbox):

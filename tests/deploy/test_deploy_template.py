@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from spaceport.template import load_stack
+from tests.deploy import iam
 from tests.deploy.environments import ROOT, clean_environment, run
 from tests.unit.fn_cloud import load_template
 
@@ -155,15 +157,70 @@ def test_every_condition_can_be_on():
     assert load_stack(TEMPLATE).function("StartJobFunction").environment["KMS_KEY_ARN"] == ""
 
 
-def test_whoever_touches_the_bucket_may_use_the_own_key():
-    resources = load_template()["Resources"]
-    policies = [
-        r["Properties"] for r in resources.values() if r.get("Condition") == "HasOwnKey" and "Policy" in r["Type"]
-    ]
-    allowed = {role["Ref"] for p in policies for role in p["Roles"] if "kms:Decrypt" in json.dumps(p["PolicyDocument"])}
-    touching = set()
-    for name, resource in resources.items():
-        if any(action in json.dumps(resource) for action in ('"s3:GetObject"', '"s3:PutObject"')):
-            touching |= {f"{name}Role"} if resource["Type"] == "AWS::Serverless::Function" else {name}
-    assert {role for role in touching if role.endswith("Role")} <= allowed
-    assert len(allowed) >= 8
+# What a role needs of the own key for what it does elsewhere, by AWS's guides for S3, SNS and SageMaker.
+NEEDS_OF_KEY = {
+    "s3:GetObject": {"kms:Decrypt"},
+    "s3:PutObject": {"kms:Decrypt", "kms:GenerateDataKey"},  # Decrypt: parts of a multipart upload
+    "sns:Publish": {"kms:Decrypt", "kms:GenerateDataKey"},
+    "sagemaker:CreateProcessingJob": {"kms:CreateGrant", "kms:DescribeKey"},
+}
+STAGES = ("SfmRole", "TrainRole", "CompressRole")
+STAGES_DISKS = {"kms:CreateGrant", "kms:DescribeKey"}
+MORE_OF_KEY = {
+    **dict.fromkeys(STAGES, STAGES_DISKS),
+    "ImageBuildRole": {"kms:GenerateDataKey"},
+}  # CodeBuild's own files
+
+
+@pytest.fixture(scope="module")
+def with_own_key():
+    return iam.resolver(UseOwnKey="true")
+
+
+def test_each_role_may_do_with_the_own_key_what_it_needs_and_no_more(with_own_key):
+    granted, needed, key = {}, {}, with_own_key.arn("DataKey", "iam")
+    for name, resource in with_own_key.resources.items():
+        if resource["Type"] == "AWS::IAM::Policy" and with_own_key.is_created(name):
+            documents = [
+                (role["Ref"], with_own_key.properties(name)["PolicyDocument"])
+                for role in resource["Properties"]["Roles"]
+            ]
+        elif resource["Type"] == "AWS::IAM::Role":
+            documents = [(name, policy["PolicyDocument"]) for policy in with_own_key.properties(name)["Policies"]]
+        else:
+            continue
+        for role, statement in ((role, s) for role, document in documents for s in document["Statement"]):
+            for action in iam.as_list(statement["Action"]):
+                needed.setdefault(role, set()).update(NEEDS_OF_KEY.get(action, ()))
+                if action.startswith("kms:"):
+                    assert statement["Resource"] == key, f"{role} may use other keys"
+                    granted.setdefault(role, set()).add(action)
+                    by_service = "kms:ViaService" in json.dumps(statement.get("Condition", {}))
+                    assert by_service or role in MORE_OF_KEY, f"{role} may use the key for anything"
+    for role, more in MORE_OF_KEY.items():
+        needed[role] |= more
+    assert granted == {role: actions for role, actions in needed.items() if actions}
+
+
+@pytest.mark.parametrize(("pages", "services"), [("", {"cloudfront"}), ("https://pages.example.com", set())])
+def test_key_policy_lets_in_four_services_each_under_a_condition(pages, services):
+    names = iam.resolver(UseOwnKey="true", ResultBaseUrl=pages)
+    root, *others = names.properties("DataKey")["KeyPolicy"]["Statement"]
+    assert root["Principal"] == {"AWS": f"arn:aws:iam::{iam.ACCOUNT}:root"}
+    by_service = {}
+    for statement in others:
+        for service in iam.as_list(statement["Principal"]["Service"]):
+            by_service[service.partition(".")[0]] = set(iam.as_list(statement["Action"]))
+        condition = json.dumps(statement["Condition"])
+        assert iam.ACCOUNT in condition, f"{statement['Sid']} lets in other accounts"
+    assert set(by_service) == {"logs", "cloudwatch", "budgets"} | services
+    assert by_service["cloudwatch"] == {"kms:Decrypt", "kms:GenerateDataKey"}
+    assert by_service.get("cloudfront", {"kms:Decrypt"}) == {"kms:Decrypt"}
+    (logs,) = [s for s in others if "logs" in json.dumps(s["Principal"])]
+    patterns = logs["Condition"]["ArnLike"]["kms:EncryptionContext:aws:logs:arn"]
+    groups = {n: r for n, r in names.resources.items() if r["Type"] == "AWS::Logs::LogGroup"}
+    assert len(groups) >= 8
+    for name in groups:
+        arn = names.arn(name, "iam").removesuffix(":*")
+        assert any(fnmatch.fnmatchcase(arn, pattern) for pattern in patterns), f"{name} cannot be written"
+        assert names.properties(name)["KmsKeyId"] == names.arn("DataKey", "iam")

@@ -183,17 +183,11 @@ def test_roles_have_exact_actions():
     text = json.dumps(template)
     assert not re.search(r'"(\w+):\*"', text.replace('"s3:*"', "")), "a wildcard action (the bucket's Deny apart)"
     for name, resource in template["Resources"].items():
-        statements = [
-            s
-            for p in resource.get("Properties", {}).get("Policies", [])
-            if isinstance(p, dict)
-            for s in p.get("Statement", [])
-        ]
-        for statement in statements:
-            if "Fn::If" in statement:
-                continue
-            if statement["Resource"] == "*":
-                assert statement["Sid"] in ("DeliverLogs", "Trace"), f"{name}: {statement['Sid']}"
+        for policy in resource.get("Properties", {}).get("Policies", []):
+            for statement in policy["PolicyDocument"]["Statement"]:
+                if "Fn::If" not in statement and statement["Resource"] == "*":
+                    unbound = ("DeliverLogs", "Trace", "WriteTrace", "LogInToRegistry", "MachineMetrics")
+                    assert statement["Sid"] in unbound, f"{name}: {statement['Sid']}"
 
 
 # Events --------------------------------------------------------------------------------------------------------------
