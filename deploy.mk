@@ -11,22 +11,29 @@ SAM            ?= $(shell command -v sam || echo build/deploy/sam/bin/sam)
 IMAGES         ?= $(shell command -v docker >/dev/null && echo images || echo images-cloud)
 IMAGE_OPTIONS   = --env $(ENV) --train-engine $(TRAIN_ENGINE) $(if $(ACCOUNT_REGION),--account-region $(ACCOUNT_REGION))
 
-.PHONY: deploy stack images images-cloud delete test-deploy iam
+# Deploying needs SAM and Python's AWS client alone; both are in this environment of their own.
+AWS_PYTHON      = build/deploy/sam/bin/python
+
+.PHONY: deploy account stack images images-cloud delete test-deploy iam
 
 # The first pass makes the repositories that the images are pushed to, the second names the pushed images.
-deploy: install
+deploy: account
 	$(MAKE) stack
 	$(MAKE) $(IMAGES)
 	$(MAKE) stack
 
-stack: $(SAM)
+# Whether there is an account at all, before anything is built.
+account: build/deploy/sam/bin/sam
+	@$(AWS_PYTHON) deploy/account.py
+
+stack: $(SAM) account
 	$(SAM) build --config-env $(ENV)
 	$(SAM) deploy --config-env $(ENV) --no-confirm-changeset
 
-images images-cloud: install
-	$(BIN)/python deploy/images.py $(if $(filter images,$@),push,cloud) $(IMAGE_OPTIONS)
+images images-cloud: account
+	$(AWS_PYTHON) deploy/images.py $(if $(filter images,$@),push,cloud) $(IMAGE_OPTIONS)
 
-delete: $(SAM)
+delete: $(SAM) account
 	$(SAM) delete --config-env $(ENV)
 
 build/deploy/sam/bin/sam: tests/deploy/requirements/sam.txt

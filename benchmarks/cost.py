@@ -1,29 +1,52 @@
-"""What a scene costs, for docs/cost.md: python benchmarks/cost.py (prints the tables of that page).
+"""What a scene costs, for docs/cost.md: python benchmarks/cost.py (prints parts of that page; --write puts them in).
 
-Not measured on AWS: the seconds are those that the functions estimate with before a job is paid (functions/prices.py,
-rounded up on purpose), the prices are its table. The comparison is with the direct peer's published figure.
+Two figures: what the service counts with before it pays (functions/prices.py, rounded up on purpose), and what is to be
+expected by the measurements in benchmarks/results. Nothing was measured on AWS; each input says where it comes from.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "functions")]
+sys.path[:0] = [str(ROOT), str(ROOT / "functions"), str(ROOT / "containers")]
 
 import prices  # noqa: E402
 from options import JobOptions  # noqa: E402
 from settings import STAGES, Settings  # noqa: E402
 from spaceport.template import load_stack  # noqa: E402
+from train.presets import GPU  # noqa: E402
 
+PAGE = ROOT / "docs" / "cost.md"
+RESULTS = ROOT / "benchmarks" / "results"
 PHOTOS = (50, 200, 1000)
 PRESETS = ("draft", "standard", "high")
+EXPECTED_PRESET = "standard"  # the default, and the one that finding cameras was measured with
 # aws-solutions-library-samples, guidance for 3D Gaussian splats, README: 273.00 USD of SageMaker for 100 scenes.
 PEER_USD = 2.73
 GOAL = PEER_USD / 5
 # SageMaker publishes no list of spare-capacity prices and promises "up to 90 %"; this share is an assumption.
 SPARE_SHARE = 0.4
+# NVIDIA's data sheets: memory bandwidth (TB/s) of the H100 that training was measured on and of the T4 of ml.g4dn. Of
+# bandwidth and arithmetic (67 and 8.1 TFLOP/s) this is the larger ratio.
+T4_TIMES_H100 = 3.35 / 0.32
+MEASURED_PX = 1200 * 900  # by benchmarks/training_gpu.py
+EVALUATION_S = 30  # loading photos, held-out views, report; assumed
+
+
+@dataclass(frozen=True)
+class Input:
+    """One number of the expected cost. ``kind``: measured, computed, assumed or published."""
+
+    name: str
+    value: str
+    kind: str
+    source: str
 
 
 def default_settings() -> Settings:
@@ -34,14 +57,134 @@ def default_settings() -> Settings:
 
 
 def stage_costs(settings: Settings, preset: str, photos: int) -> dict[str, float]:
-    """USD by stage, on demand."""
+    """USD by stage, on demand, as the service counts before it pays."""
     estimate = prices.estimate(settings, JobOptions.model_validate({"preset": preset}), photos)
-    return {s: prices.cost_usd(settings, settings.stage(s).instance_type, estimate.seconds[s]) for s in STAGES}
+    return usd(settings, estimate.seconds)
+
+
+def usd(settings: Settings, seconds: dict[str, float]) -> dict[str, float]:
+    return {s: prices.cost_usd(settings, settings.stage(s).instance_type, seconds[s]) for s in STAGES}
 
 
 def with_spare(costs: dict[str, float]) -> float:
     """USD of a scene whose training ran on spare capacity."""
     return costs["sfm"] + SPARE_SHARE * costs["train"] + costs["compress"]
+
+
+def result(name: str) -> dict[str, Any] | None:
+    """A file of benchmarks/results, or None where it was not measured."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def train_s(preset: str) -> float:
+    """Seconds of training on a T4: the measured time of an iteration, scaled by bandwidth, pixels and Gaussians."""
+    measured = (result("training-h100") or {})["speed"]
+    chosen = GPU[preset]
+    pixels = chosen.long_side**2 * 3 / 4 / MEASURED_PX
+    gaussians = chosen.max_gaussians / measured["gaussians"]
+    iteration_s = measured["ms_per_iteration"] / 1000 * T4_TIMES_H100 * max(pixels * gaussians, 1.0)
+    return min(chosen.budget_s, chosen.max_iterations * iteration_s) + EVALUATION_S
+
+
+def compress_s(preset: str) -> float:
+    """Seconds of compression: the measured scene on two cores, scaled by Gaussians; more cores are not counted."""
+    measured = (result("plush-draft") or {})["figures"]
+    return float(measured["compress_s"]) * GPU[preset].max_gaussians / float(measured["gaussians"])
+
+
+def sfm_s(photos: int) -> float | None:
+    """Seconds of finding cameras on 8 vCPU by benchmarks/sfm.py, or None where that was not measured."""
+    measured = result("sfm")
+    scene = (((measured or {}).get("figures") or {}).get("estimate") or {}).get("scenes", {}).get(str(photos))
+    return None if scene is None else float(scene["seconds_on_8_vcpu"])
+
+
+def expected_seconds(photos: int, preset: str = EXPECTED_PRESET) -> dict[str, float] | None:
+    """Billed seconds by stage, or None where finding cameras was not measured."""
+    cameras = sfm_s(photos)
+    if cameras is None:
+        return None
+    stages = {"sfm": cameras, "train": train_s(preset), "compress": compress_s(preset)}
+    return {stage: prices.START_S + seconds for stage, seconds in stages.items()}
+
+
+def inputs() -> list[Input]:
+    """Every number of the expected cost and where it comes from."""
+    h100, local, sfm = result("training-h100") or {}, result("plush-draft") or {}, result("sfm")
+    chosen, speed, compressed = GPU[EXPECTED_PRESET], h100["speed"], local["figures"]
+    found = [
+        Input("start of a machine", f"{prices.START_S} s", "assumed", "image and data are fetched; billed"),
+        Input(
+            "finding cameras, 50 / 200 / 1,000 photos",
+            " / ".join(f"{sfm_s(n) or 0:,.0f} s" for n in PHOTOS) if sfm else "not measured",
+            "computed",
+            f"sfm.json ({sfm['date']}): measured processor seconds, scaled to 8 vCPU and to the number of photos"
+            if sfm
+            else "`python benchmarks/sfm.py`",
+        ),
+        Input(
+            "an iteration of training on an H100",
+            f"{speed['ms_per_iteration']:.2f} ms",
+            "measured",
+            f"training-h100.json ({h100['date']}): {speed['gaussians']:,} Gaussians, 1200x900 pixels",
+        ),
+        Input("a T4 in place of an H100", f"{T4_TIMES_H100:.1f} times", "computed", "memory bandwidth, data sheets"),
+        Input(
+            "training on a T4",
+            f"{train_s(EXPECTED_PRESET):,.0f} s",
+            "computed",
+            f"{chosen.max_iterations:,} iterations at {chosen.long_side} pixels, at most {chosen.budget_s:,.0f} s, and "
+            f"{EVALUATION_S} s around them",
+        ),
+        Input(
+            "compression of 30,000 Gaussians",
+            f"{compressed['compress_s']:.1f} s",
+            "measured",
+            f"plush-draft.json ({local['date']}), 2 cores",
+        ),
+        Input(
+            f"compression of {chosen.max_gaussians:,}",
+            f"{compress_s(EXPECTED_PRESET):.0f} s",
+            "computed",
+            "by the number of Gaussians, without counting that the machine has more cores",
+        ),
+        Input("training on spare capacity", f"{SPARE_SHARE:.0%} of the price", "assumed", "AWS: up to 90 % less"),
+    ]
+    settings = default_settings()
+    for stage in STAGES:
+        machine = settings.stage(stage).instance_type
+        price = prices.price_usd_per_hour(settings, machine)
+        source = f"{prices.TABLE_DATE}, us-east-1; {prices.TABLE_SOURCE}"
+        found.append(Input(machine, f"{price} USD/h", "published", source))
+    return found
+
+
+def inputs_table() -> str:
+    rows = [f"| {one.name} | {one.value} | {one.kind} | {one.source} |" for one in inputs()]
+    return "\n".join(["| input | value | kind | source |", "|---|---|---|---|", *rows])
+
+
+def expected_table(settings: Settings) -> str:
+    """The expected cost by number of photos, compared with the goal."""
+    lines = [
+        "| photos | SfM | training | compression | on demand | spare capacity | of 2.73 | goal ≤ 0.55 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for photos in PHOTOS:
+        seconds = expected_seconds(photos)
+        if seconds is None:
+            return "Not measured: benchmarks/results/sfm.json is missing (`python benchmarks/sfm.py`)."
+        lines.append(f"| {photos:,} | {priced(usd(settings, seconds))} |")
+    return "\n".join(lines)
+
+
+def priced(costs: dict[str, float]) -> str:
+    """Cells of a table: stages, sums, share of the peer, goal."""
+    total, spare = sum(costs.values()), with_spare(costs)
+    met = "met" if total <= GOAL else "met with spare capacity" if spare <= GOAL else "missed"
+    stages = " | ".join(f"{costs[stage]:.2f}" for stage in STAGES)
+    return f"{stages} | {total:.2f} | {spare:.2f} | {total / PEER_USD:.0%} to {spare / PEER_USD:.0%} | {met}"
 
 
 def table(settings: Settings) -> str:
@@ -52,14 +195,7 @@ def table(settings: Settings) -> str:
     ]
     for preset in PRESETS:
         for photos in PHOTOS:
-            costs = stage_costs(settings, preset, photos)
-            total, spare = sum(costs.values()), with_spare(costs)
-            met = "met" if total <= GOAL else "met with spare capacity" if spare <= GOAL else "missed"
-            stages = " | ".join(f"{costs[stage]:.2f}" for stage in STAGES)
-            lines.append(
-                f"| {preset} | {photos:,} | {stages} | {total:.2f} | {spare:.2f} | {total / PEER_USD:.0%} to "
-                f"{spare / PEER_USD:.0%} | {met} |"
-            )
+            lines.append(f"| {preset} | {photos:,} | {priced(stage_costs(settings, preset, photos))} |")
     return "\n".join(lines)
 
 
@@ -72,8 +208,42 @@ def example(settings: Settings, preset: str = "standard", photos: int = 200) -> 
         price, seconds = prices.price_usd_per_hour(settings, machine), estimate.seconds[stage]
         cost = prices.cost_usd(settings, machine, seconds)
         lines.append(f"{stage:<9}{machine:<16}{seconds:6.0f} s × {price:.3f} USD/h / 3600 = {cost:.4f} USD")
-    return "\n".join([*lines, f"{'sum':<44}{estimate.usd:>14.4f} USD"])
+    return "\n".join(["```", *lines, f"{'sum':<44}{estimate.usd:>14.4f} USD", "```"])
+
+
+def parts() -> dict[str, str]:
+    """What the page has between its marks."""
+    settings = default_settings()
+    return {
+        "expected": expected_table(settings),
+        "inputs": inputs_table(),
+        "table": table(settings),
+        "example": example(settings),
+    }
+
+
+def between(page: str, mark: str) -> tuple[str, str, str]:
+    """(before, inside, after) of <!-- mark --> … <!-- /mark -->."""
+    start, end = f"<!-- {mark} -->\n", f"\n<!-- /{mark} -->"
+    before, found, rest = page.partition(start)
+    inside, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise ValueError(f"{PAGE.name} has no {start.strip()}")
+    return before + start, inside, end + after
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write the parts into docs/cost.md")
+    page = PAGE.read_text(encoding="utf-8")
+    write = parser.parse_args().write
+    for mark, text in parts().items():
+        before, _, after = between(page, mark)
+        page = before + text + after
+        print(f"{text}\n")
+    if write:
+        PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    print(table(default_settings()) + "\n\n" + example(default_settings()))
+    main()

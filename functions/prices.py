@@ -8,9 +8,10 @@ from failures import failure
 from options import JobOptions
 from settings import STAGES, Settings, Stage
 
-# USD per hour, on demand, us-east-1. Taken from figures that public projects publish, 2026-11, not from a bill: the
-# parameter
-# PricesUsdPerHour replaces them. The volume is not included (about 1 % of the machine).
+# USD per hour, on demand, us-east-1. Not read from AWS's own page and not from a bill: the parameter PricesUsdPerHour
+# replaces them. The volume is not included (about 1 % of the machine).
+TABLE_DATE = "2026-11"
+TABLE_SOURCE = "figures that public projects publish"
 TABLE_USD_PER_HOUR = {
     "ml.c6i.xlarge": 0.204,
     "ml.c6i.2xlarge": 0.408,
@@ -70,6 +71,8 @@ def estimate(settings: Settings, options: JobOptions, photos: int) -> Estimate:
 def basis(settings: Settings) -> str:
     """Where the prices come from, for the report."""
     source = (
-        "prices set for this installation" if settings.prices_usd_per_hour else "list prices of us-east-1 as of 2026-11"
+        "prices set for this installation"
+        if settings.prices_usd_per_hour
+        else f"list prices of us-east-1 as of {TABLE_DATE}"
     )
     return f"billed seconds at {source}"

@@ -31,7 +31,7 @@ class Stack:
     sam: Path
     endpoint: str
     template: Path
-    parameters: dict[str, str] = field(default_factory=lambda: {"QuietPeriodSeconds": "1"})
+    parameters: dict[str, str] = field(default_factory=lambda: {"QuietPeriodSeconds": "1", "MinPhotos": "3"})
     log: str = ""
     runs: list[dict[str, Any]] = field(default_factory=list)
 
@@ -120,7 +120,7 @@ class Stack:
         (policy,) = iam.list_role_policies(RoleName=name)["PolicyNames"]
         iam.put_role_policy(RoleName=name, PolicyName=policy, PolicyDocument=document)
 
-    def upload(self, scene: str, photos: int = 10, **options: Any) -> None:
+    def upload(self, scene: str, photos: int = 3, **options: Any) -> None:
         s3, bucket = self.client("s3"), self.outputs()["BucketName"]
         for number in range(photos):
             s3.put_object(Bucket=bucket, Key=f"uploads/{scene}/{number}.jpg", Body=JPEG)
