@@ -50,7 +50,7 @@ Open = Annotated[bool, typer.Option("--open", help="Show the result in the brows
 
 @app.command()
 def run(
-    photos: Annotated[Path, typer.Argument(help="Folder of photos; they are only read.")],
+    photos: Annotated[Path, typer.Argument(help="Folder of photos, or a zip of them; only read.")],
     out: OutFolder,
     preset: Annotated[Preset, typer.Option(help="How much time to spend.")] = Preset.standard,
     email: Annotated[str | None, typer.Option(help="Who is told; the mail lands in OUT/outbox.")] = None,
@@ -64,7 +64,7 @@ def run(
     jobs: HowJobsRun = Jobs.process,
     open_page: Open = False,
 ) -> None:
-    """Turn a folder of photos into a splat page."""
+    """Turn photos into a splat page."""
     options = {
         "preset": preset.value,
         "email": email,

@@ -77,15 +77,15 @@ def run(
     jobs_dir: Path | None = None,
     **engine_options: Any,
 ) -> Outcome:
-    """Turn a folder of photos into the result folder ``out``, and wait for it.
+    """Turn a folder of photos, or a zip archive of them, into the result folder ``out``, and wait for it.
 
     ``options`` are those of job.json. ``jobs_dir`` is where stage programs work, by default inside ``out``. Raises
     LocalRunError when there is nothing to start with, or ``out`` holds a run that is not finished. ``engine_options``
     are for tests (see Engine).
     """
     started = time.monotonic()
-    if not photos.is_dir():
-        raise LocalRunError(f"There is no folder {photos}. Name the folder that holds the photos.")
+    if not photos.is_dir() and not is_archive(photos):
+        raise LocalRunError(f"There is no folder {photos}. Name the folder, or the zip archive, that holds the photos.")
     work = out / WORK
     with _locked(out):
         _clear_finished(work, out)
@@ -115,9 +115,15 @@ def resume(out: Path, listener: Listener, **engine_options: Any) -> Outcome:
         return _Run(out, plan, listener, started, engine_options).go(take_over=True)
 
 
+def is_archive(photos: Path) -> bool:
+    return photos.is_file() and photos.suffix.lower() == ".zip"
+
+
 def scene_name(photos: Path) -> str:
-    """The folder's name as a scene name: lower case, digits and hyphens, at most 40 characters."""
-    name = re.sub(r"[^a-z0-9]+", "-", photos.resolve().name.lower()).strip("-")[:40].strip("-")
+    """The folder's (or archive's) name as a scene name: lower case, digits and hyphens, at most 40 characters."""
+    whole = photos.resolve()
+    name = whole.stem if is_archive(photos) else whole.name
+    name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
     return name or "scene"
 
 
@@ -242,7 +248,10 @@ class _Run:
         self._note(uploaded=True)
 
     def _photos(self, photos: Path) -> Iterator[tuple[Path, str]]:
-        """Files with their names below the folder; hidden ones and the output folder are left out."""
+        """Files with their names below the folder; hidden ones and the output folder are left out. Or the archive."""
+        if is_archive(photos):
+            yield photos, photos.name
+            return
         for path in sorted(photos.rglob("*")):
             name = path.relative_to(photos)
             hidden = any(part.startswith(".") for part in name.parts)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from email.policy import default
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from PIL import Image
 from spaceport.sample import render_sample
 
 pytestmark = pytest.mark.slow
+DATA = Path(os.environ.get("SPACEPORT_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 RESULT_FILES = [
     "index.html",
     "scene.sog",
@@ -87,6 +89,32 @@ def test_sample_photos_become_a_page(photos, tmp_path):
     (mail,) = mails(out)
     assert mail["To"] == "ada@example.org"
     assert {file.name: file.read_bytes() for file in photos.iterdir()} == before
+
+
+@pytest.mark.parametrize("loose", [0, 4])
+def test_real_photos_in_an_archive_become_a_page(tmp_path, loose):
+    """photos.zip by itself, and in a folder beside other photos."""
+    source = DATA / "banana-tiny" / "images"
+    if not source.is_dir():
+        pytest.skip(f"the test photos are not there: {source}; SPACEPORT_DATA names another place")
+    photos = sorted(source.iterdir())
+    folder = tmp_path / "bananas"
+    folder.mkdir()
+    for file in photos[:loose]:
+        shutil.copy(file, folder)
+    with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
+        for number, file in enumerate(photos[loose:]):
+            archive.write(file, f"card {number % 2}/{file.name}")
+            archive.writestr(f"__MACOSX/card {number % 2}/._{file.name}", b"resource fork")
+    given = folder if loose else folder / "photos.zip"
+    status, output = finish(spaceport("run", given, "--out", tmp_path / "out", *QUICK))
+    assert status == 0, output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["photos"]["total"] == 12
+    (job,) = (tmp_path / "out/.spaceport/objects").glob("*/work/*/sfm/photos.json")
+    names = [photo["name"] for photo in json.loads(job.read_text())]
+    assert len(names) == 12
+    assert sum(name.startswith("photos.zip/card ") for name in names) == 12 - loose
 
 
 def test_an_empty_folder_fails_with_a_reason(tmp_path):

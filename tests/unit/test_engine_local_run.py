@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from email.policy import default
 from pathlib import Path
 
@@ -147,6 +148,36 @@ def test_photos_keep_folders_and_hidden_files_stay_out(stages, photos, tmp_path)
     assert names == {p.relative_to(photos).as_posix() for p in before if p.name != ".DS_Store"} | {"job.json"}
     assert {p: p.read_bytes() for p in before} == before
     assert all(p.stat().st_nlink == 1 for p in before), "nothing a job does may reach the user's photos"
+
+
+@pytest.mark.parametrize("packed", ["alone", "in the folder"])
+def test_an_archive_is_used_like_its_photos(stages, photos, tmp_path, packed):
+    files = sorted(path for path in photos.rglob("*") if path.is_file())
+    archive = tmp_path / "My Zip.zip" if packed == "alone" else photos / "day 2" / "rest.ZIP"
+    archive.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(archive, "w") as target:
+        for file in files if packed == "alone" else files[5:]:
+            target.write(file, file.relative_to(photos))
+    if packed != "alone":
+        for file in files[5:]:
+            file.unlink()
+    before = archive.read_bytes()
+    out = tmp_path / "out"
+    outcome = local_run.run(
+        archive if packed == "alone" else photos, out, {}, lambda event: None, runner=ProcessRunner(stages)
+    )
+    assert outcome.status == "SUCCEEDED"
+    assert outcome.job_id.startswith("my-zip-" if packed == "alone" else "my-house-")
+    (images,) = (out / ".spaceport/objects").glob("*/work/*/sfm/images")
+    assert sorted(path.name for path in images.iterdir()) == sorted(f.name for f in files if f.name != ".DS_Store")
+    assert archive.read_bytes() == before
+
+
+def test_what_is_neither_folder_nor_archive_is_named(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    for wrong in ("photo.jpg", "none.zip"):
+        with pytest.raises(local_run.LocalRunError, match=f"There is no folder .*{wrong}"):
+            local_run.run(tmp_path / wrong, tmp_path / "out", {}, lambda event: None)
 
 
 def test_an_upload_that_takes_longer_than_the_quiet_period_is_one_job(stages, photos, tmp_path, monkeypatch):
