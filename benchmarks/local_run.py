@@ -24,7 +24,8 @@ RESULTS = Path(__file__).parent / "results"
 def measure(photos: Path, preset: str) -> dict[str, float]:
     """Figures of one run; raises SystemExit when it fails. Times in seconds, PSNR in dB on the held-out photos."""
     with tempfile.TemporaryDirectory() as folder:
-        outcome = local_run.run(photos, Path(folder) / "out", {"preset": preset}, listener=lambda event: None)
+        options = {"preset": preset, "test_photos": True}
+        outcome = local_run.run(photos, Path(folder) / "out", options, listener=lambda event: None)
         if outcome.status != "SUCCEEDED":
             raise SystemExit(f"the run ended {outcome.status}: {outcome.error_code}: {outcome.reason}")
         report = json.loads((Path(folder) / "out" / "report.json").read_text())

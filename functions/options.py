@@ -26,6 +26,8 @@ class JobOptions(BaseModel):
     max_iterations: Annotated[int, Field(ge=10, le=200_000)] | None = None
     max_image_long_side: Annotated[int, Field(ge=320, le=8_192)] | None = None  # pixels
     sh_degree: Annotated[int, Field(ge=0, le=3)] | None = None
+    max_training_seconds: Annotated[float, Field(ge=1, le=1_000_000)] | None = None
+    test_photos: bool | None = None  # keep every 8th photo out of the training, to measure with
     matcher: Literal["auto", "exhaustive", "sequential", "spatial"] | None = None
     start_at: Stage = "sfm"
     reuse_job: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}-[0-9A-Z]{26}$")] | None = None
@@ -55,7 +57,10 @@ class JobOptions(BaseModel):
         """
         names = {
             "sfm": ("matcher", "max_image_long_side"),
-            "train": ("max_gaussians", "max_iterations", "max_image_long_side", "sh_degree"),
+            "train": (
+                *("max_gaussians", "max_iterations", "max_image_long_side", "sh_degree"),
+                *("max_training_seconds", "test_photos"),
+            ),
             "compress": ("title",),
         }[stage]
         given = {name: getattr(self, name) for name in ("preset", *names)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +61,10 @@ def spread(views: list[View], count: int) -> list[View]:
     return [views[i] for i in np.linspace(0, len(views) - 1, count).round().astype(int)]
 
 
-def heldout_views(scene: Scene) -> list[View]:
-    return sorted(scene.views, key=lambda view: view.name)[::HELDOUT_STEP]
+def heldout_views(scene: Scene, names: Sequence[str] = ()) -> list[View]:
+    """The views of these photos; every eighth view when none is named."""
+    views = sorted(scene.views, key=lambda view: view.name)
+    return [view for view in views if view.name in names] or views[::HELDOUT_STEP]
 
 
 def draw(gaussians: Gaussians, view: View) -> NDArray[np.float32]:
@@ -98,18 +101,30 @@ def encode_to_quality(
         job.check_stop()
 
 
-def evaluate(decoded: Gaussians, original: Gaussians, scene: Scene, long_side: int, job: Job) -> Quality:
-    """Compare on at most 16 held-out photos with a long side of at most ``long_side`` pixels, the size of training."""
-    views = spread(heldout_views(scene), EVALUATED_VIEWS)
+def evaluate(
+    decoded: Gaussians,
+    original: Gaussians,
+    scene: Scene,
+    held_out: list[View],
+    gains: dict[str, list[float]],
+    long_side: int,
+    job: Job,
+) -> Quality:
+    """Compare on at most 16 held-out photos with a long side of at most ``long_side`` pixels, the size of training.
+
+    ``gains`` [3] bring a render to the exposure of the photo of this name.
+    """
+    views = spread(held_out, EVALUATED_VIEWS)
     against_trained: list[float] = []
     photos: list[PhotoQuality] = []
     for number, full in enumerate(views):
-        job.progress(number, len(views), "views", "Comparing with the photos that training did not see")
+        job.progress(number, len(views), "views", "Comparing with photos")
         job.check_stop()
         view = full.fitted(long_side)
         picture = draw(decoded, view)
         against_trained.append(limited_psnr(picture, draw(original, view)))
-        photos.append(compare_with_photo(scene.photo_path(full), view, picture))
+        exposed = np.clip(picture * np.array(gains.get(full.name, [1.0]), np.float32), 0, 1)
+        photos.append(compare_with_photo(scene.photo_path(full), view, exposed))
     return Quality(float(np.mean(against_trained)), photos)
 
 

@@ -51,10 +51,12 @@ def run(job: Job) -> None:
     metrics = read_metrics(train)
     scene, original = read_inputs(sfm, train)
     cleaned = clean(original)
+    gains = {photo["name"]: photo["gain"] for photo in metrics["heldout"] if "gain" in photo}
+    held_out = heldout_views(scene, [photo["name"] for photo in metrics["heldout"]])
     job.log("cleaned", gaussians=len(cleaned.index), dropped=cleaned.dropped)
 
     announce(job, 1)
-    encoded, decoded = encode_to_quality(cleaned, original, heldout_views(scene), job)
+    encoded, decoded = encode_to_quality(cleaned, original, held_out, job)
     (job.output / "scene.sog").write_bytes(encoded.data)
     published = cleaned.gaussians.select(rows_in_clean(cleaned, encoded.index))
     check_sog(job.output / "scene.sog", published)
@@ -70,7 +72,7 @@ def run(job: Job) -> None:
 
     announce(job, 4)
     long_side = max(int(metrics["image_width"]), int(metrics["image_height"]))
-    quality = evaluate(decoded, original, scene, long_side, job)
+    quality = evaluate(decoded, original, scene, held_out, gains, long_side, job)
 
     announce(job, 5)
     sizes = ((train / "scene.ply").stat().st_size, len(encoded.data))

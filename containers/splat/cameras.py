@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ CAMERA_MODELS = {
     6: ("FULL_OPENCV", 12),
 }
 PINHOLE = 1
+OBSERVATION = np.dtype([("x", "<f8"), ("y", "<f8"), ("point", "<i8")])  # a keypoint and the id of its point, or -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,8 @@ class Scene:
     views: list[View]
     points_xyz: Array  # [P, 3]
     points_rgb: NDArray[np.uint8]  # [P, 3]
+    seen: dict[str, tuple[Array, NDArray[np.int64]]] = field(default_factory=dict)
+    # by photo name: where points lie in it ([n, 2] pixels) and their rows in points_xyz ([n])
 
     def photo_path(self, view: View) -> Path:
         return self.folder / "images" / view.name
@@ -72,9 +76,17 @@ def read_scene(sfm_dir: str | Path) -> Scene:
     folder = Path(sfm_dir)
     sparse = folder / "sparse"
     cameras = _read_cameras(sparse / "cameras.bin")
-    views = sorted(_read_images(sparse / "images.bin", cameras), key=lambda view: view.name)
-    xyz, rgb = _read_points(sparse / "points3D.bin")
-    return Scene(folder, views, xyz, rgb)
+    images = sorted(_read_images(sparse / "images.bin", cameras), key=lambda image: image[0].name)
+    ids, xyz, rgb = _read_points(sparse / "points3D.bin")
+    seen = {view.name: _rows_of(observations, ids) for view, observations in images}
+    return Scene(folder, [view for view, _ in images], xyz, rgb, seen)
+
+
+def _rows_of(observations: NDArray[Any], ids: NDArray[np.int64]) -> tuple[Array, NDArray[np.int64]]:
+    order = np.argsort(ids)
+    row = np.searchsorted(ids[order], observations["point"]).clip(max=max(len(ids) - 1, 0))
+    known = ids[order][row] == observations["point"] if len(ids) else np.zeros(len(observations), bool)
+    return np.stack([observations["x"], observations["y"]], axis=1)[known], order[row[known]]
 
 
 class _Reader:
@@ -122,38 +134,42 @@ def _read_cameras(path: Path) -> dict[int, tuple[int, int, Array]]:
     return cameras
 
 
-def _read_images(path: Path, cameras: dict[int, tuple[int, int, Array]]) -> list[View]:
+def _read_images(path: Path, cameras: dict[int, tuple[int, int, Array]]) -> list[tuple[View, NDArray[Any]]]:
+    """The views, each with its observations (those without a point too)."""
     reader = _Reader(path)
-    views = []
+    images = []
     (count,) = reader.take("Q")
     for _ in range(count):
         _image_id, qw, qx, qy, qz, tx, ty, tz, camera_id = reader.take("I7dI")
         name = reader.text()
         (points,) = reader.take("Q")
-        reader.at += points * struct.calcsize("<ddQ")
-        if reader.at > len(reader.data) or camera_id not in cameras:
+        if reader.at + points * OBSERVATION.itemsize > len(reader.data) or camera_id not in cameras:
             raise ValueError(f"{path}: photo {name} is damaged or has no camera; run SfM again")
+        observations = np.frombuffer(reader.data, OBSERVATION, points, reader.at)
+        reader.at += observations.nbytes
         pose = np.eye(4)
         pose[:3, :3] = rotation_matrix(np.array([qw, qx, qy, qz]))
         pose[:3, 3] = tx, ty, tz
         width, height, K = cameras[camera_id]
-        views.append(View(name, width, height, K, pose))
-    return views
+        images.append((View(name, width, height, K, pose), observations))
+    return images
 
 
-def _read_points(path: Path) -> tuple[Array, NDArray[np.uint8]]:
+def _read_points(path: Path) -> tuple[NDArray[np.int64], Array, NDArray[np.uint8]]:
     reader = _Reader(path)
     (count,) = reader.take("Q")
     if count * struct.calcsize("<Q3d3BdQ") > len(reader.data):
         raise ValueError(f"{path} is too short for {count} points: the file is damaged; run SfM again")
+    ids = np.empty(count, np.int64)
     xyz = np.empty((count, 3), np.float64)
     rgb = np.empty((count, 3), np.uint8)
     for i in range(count):
         values = reader.take("Q3d3BdQ")
+        ids[i] = values[0]
         xyz[i] = values[1:4]
         rgb[i] = values[4:7]
         reader.at += values[8] * struct.calcsize("<ii")
-    return xyz, rgb
+    return ids, xyz, rgb
 
 
 def rotation_matrix(quat_wxyz: Array) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FILE = "checkpoint.npz"
-VERSION = 1
+VERSION = 2
 
 
 def save(folder: Path, engine_state: dict[str, NDArray[Any]], trainer_state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The photos of a scene for training, stopping and testing, and the Gaussians to begin with."""
+"""The photos of a scene for training, validation and testing, and the Gaussians to begin with."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ from train.engine import Photo
 FEWEST_VIEWS = 4
 FEWEST_POINTS = 20
 HELD_OUT_EVERY = 8
-VALIDATION_SHARE, VALIDATION_MOST = 12, 4
+VALIDATION_SHARE, VALIDATION_MOST = 12, 8
 START_OPACITY = 0.3
 NEIGHBOURS = 3
 
 
 @dataclass(frozen=True)
 class Dataset:
+    """No photo is in two lists."""
+
     train: list[Photo]
-    validation: list[Photo]  # for the stop rule only; empty when it is not used
-    test: list[Photo]  # never used for any decision
+    validation: list[Photo]  # what decisions look at; they join the training for the cool-down
+    test: list[Photo]  # for the report only: neither training nor any decision sees them; empty in a user's run
 
 
-def load_dataset(scene: Scene, long_side: int, with_validation: bool) -> Dataset:
-    """Load all photos at ``long_side`` (never enlarged). Test: names[0::8]; validation: a few of the others.
+def load_dataset(scene: Scene, long_side: int, with_validation: bool, with_test: bool = True) -> Dataset:
+    """Load all photos at ``long_side`` (never enlarged). Test: names[0::8]; validation: 1 in 12 of the rest, 1 to 8.
 
     Raises StageError TOO_FEW_PHOTOS and PHOTO_UNREADABLE.
     """
@@ -51,10 +53,14 @@ def load_dataset(scene: Scene, long_side: int, with_validation: bool) -> Dataset
             raise StageError("PHOTO_UNREADABLE", f"{error}. Run SfM again.") from error
 
     with ThreadPoolExecutor() as pool:
-        photos = list(pool.map(load, scene.views))
-    test = photos[::HELD_OUT_EVERY]
-    rest = [photo for i, photo in enumerate(photos) if i % HELD_OUT_EVERY]
-    count = min(VALIDATION_MOST, len(rest) // VALIDATION_SHARE) if with_validation else 0
+        return split(list(pool.map(load, scene.views)), with_validation, with_test)
+
+
+def split(photos: list[Photo], with_validation: bool, with_test: bool) -> Dataset:
+    """``photos`` in the order of their names, dealt to the three lists."""
+    test = photos[::HELD_OUT_EVERY] if with_test else []
+    rest = [photo for i, photo in enumerate(photos) if i % HELD_OUT_EVERY or not with_test]
+    count = min(VALIDATION_MOST, max(1, len(rest) // VALIDATION_SHARE)) if with_validation else 0
     chosen = set(np.linspace(0, len(rest) - 1, count + 2)[1:-1].astype(int).tolist())
     train = [photo for i, photo in enumerate(rest) if i not in chosen]
     return Dataset(train, [rest[i] for i in sorted(chosen)], test)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ class Photo:
 
     view: View
     pixels: NDArray[np.uint8]  # [H, W, 3]
+    gain: tuple[float, ...] = (1.0, 1.0, 1.0)  # per channel, against the scene's usual exposure
 
     def shrunk(self, level: int) -> Photo:
         """Both sides divided by ``level`` (area filter), with the camera that belongs to the true new size."""
@@ -29,7 +30,7 @@ class Photo:
             return self
         width, height = max(1, self.view.width // level), max(1, self.view.height // level)
         small = Image.fromarray(self.pixels).resize((width, height), Image.Resampling.BOX)
-        return Photo(self.view.resized(width, height), np.asarray(small))
+        return Photo(self.view.resized(width, height), np.asarray(small), self.gain)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Rates:
     noise: float  # times Sigma (scene units squared) is a displacement; 0 = none
     opacity_pull: float  # weight of the mean opacity in the loss
     scale_pull: float  # weight of the mean scale, in scene units, in the loss
+
+    def slower(self, factor: float) -> Rates:
+        """Every step ``factor`` times as long; the loss stays the same."""
+        steps = ("means", "scales", "quats", "opacities", "sh0", "sh_rest", "noise")
+        return replace(self, **{name: factor * getattr(self, name) for name in steps})
 
 
 class Engine(Protocol):

@@ -19,6 +19,8 @@ class Score(TypedDict):
     name: str
     psnr: float
     ssim: float
+    psnr_fitted: float  # after the exposure was fitted, see ``fit_exposure``
+    gain: list[float]  # what the render was multiplied with, see ``exposure``
 
 
 def mean_psnr(engine: Engine, photos: list[Photo], sh_degree: int) -> float:
@@ -34,7 +36,16 @@ def score(engine: Engine, photos: list[Photo], sh_degree: int, previews: Path | 
         image = render_clipped(engine, photo, sh_degree)
         truth = photo.pixels / 255.0
         similarity = ssim(image, truth) if min(image.shape[:2]) >= WINDOW else float("nan")
-        scores.append({"name": photo.view.name, "psnr": psnr(image, truth), "ssim": similarity})
+        fitted = psnr(fit_exposure(image, truth), truth)
+        scores.append(
+            {
+                "name": photo.view.name,
+                "psnr": psnr(image, truth),
+                "ssim": similarity,
+                "psnr_fitted": fitted,
+                "gain": [round(gain, 4) for gain in photo.gain],
+            }
+        )
         if previews is not None and i < PREVIEWS:
             file = previews / Path(photo.view.name).with_suffix(".jpg")
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -42,8 +53,22 @@ def score(engine: Engine, photos: list[Photo], sh_degree: int, previews: Path | 
     return scores
 
 
+def fit_exposure(image: NDArray[np.floating], truth: NDArray[np.floating]) -> NDArray[np.float64]:
+    """``image`` with the gain and the offset per channel that bring it closest to ``truth`` [H, W, 3], least squares.
+
+    A model has one exposure, a photo has its own: what is left after the fit is the model's own error.
+    """
+    fitted = np.empty(image.shape)
+    for channel in range(3):
+        x, y = image[..., channel].astype(np.float64), truth[..., channel].astype(np.float64)
+        gain = ((x - x.mean()) * (y - y.mean())).mean() / max(x.var(), 1e-9)
+        fitted[..., channel] = np.clip(gain * (x - x.mean()) + y.mean(), 0.0, 1.0)
+    return fitted
+
+
 def render_clipped(engine: Engine, photo: Photo, sh_degree: int) -> NDArray[np.float32]:
-    return np.clip(engine.render(photo.view, sh_degree), 0.0, 1.0)
+    """[H, W, 3] in 0..1, at the exposure of the photo."""
+    return np.clip(engine.render(photo.view, sh_degree) * np.array(photo.gain, np.float32), 0.0, 1.0)
 
 
 def spread(items: list[Photo], most: int) -> list[Photo]:

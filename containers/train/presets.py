@@ -41,6 +41,7 @@ def choose(
     max_iterations: int | None,
     long_side: int | None,
     sh_degree: int | None,
+    budget_s: float | None = None,
 ) -> Preset:
     """The preset for this device with the options that were given."""
     preset = (GPU if gpu else CPU)[name]
@@ -50,4 +51,5 @@ def choose(
         max_iterations=max_iterations or preset.max_iterations,
         long_side=long_side or preset.long_side,
         sh_degree=preset.sh_degree if sh_degree is None else sh_degree,
+        budget_s=budget_s or preset.budget_s,
     )

@@ -17,13 +17,15 @@ from train import presets
 from train.dataset import Dataset, initial_gaussians, load_dataset
 from train.engine import Engine, Photo, gpu_available, open_engine
 from train.evaluate import mean_psnr, score, spread
+from train.exposure import compensated, is_compensated, measure
 from train.presets import Preset
 from train.schedule import Schedule
-from train.trainer import Result, Trainer
+from train.trainer import Result, Trainer, trainable
 
 SEED = 1
 OUTPUTS = ("scene.ply", "metrics.json")
 TRAIN_PSNR_PHOTOS = 8
+AROUND_TRAINING_S = 60.0  # loading before and measuring after it, which are paid too
 
 
 class Options(BaseModel):
@@ -38,6 +40,11 @@ class Options(BaseModel):
     max_iterations: int | None = Field(None, ge=10, le=200_000)
     max_image_long_side: int | None = Field(None, ge=64, le=8_192)
     sh_degree: int | None = Field(None, ge=0, le=3)
+    max_training_seconds: float | None = Field(None, ge=1, le=1_000_000)
+    max_training_usd: float | None = Field(None, gt=0, allow_inf_nan=False)
+    price_usd_per_hour: float | None = Field(None, gt=0, allow_inf_nan=False)
+    exposure: Literal["auto", "off"] = "auto"  # auto: compensate when the photos' exposures differ
+    test_photos: bool = False  # keep every 8th photo out of everything, to measure with
 
 
 def run(job: Job) -> None:
@@ -50,19 +57,36 @@ def run(job: Job) -> None:
         options.max_iterations,
         options.max_image_long_side,
         options.sh_degree,
+        training_seconds(options),
     )
     job.progress(0, 1, "sets", "Loading photos")
     scene = open_scene(job)
-    data = load_dataset(scene, preset.long_side, preset.stop_on_plateau)
-    engine = open_engine(data.train, preset.max_gaussians, preset.sh_degree, SEED, gpu)
+    with_validation = preset.stop_on_plateau or not options.test_photos
+    data = load_dataset(scene, preset.long_side, with_validation, options.test_photos)
+    exposure_spread = 0.0
+    if options.exposure == "auto":
+        data, exposure_spread = measure(scene, data)
+    engine = open_engine(
+        [compensated(photo) for photo in trainable(data)], preset.max_gaussians, preset.sh_degree, SEED, gpu
+    )
     job.log("loaded", photos=len(scene.views), points=len(scene.points_xyz), device=engine.device, engine=engine.name)
+    job.log("exposure", spread=exposure_spread, compensated=is_compensated(data))
     trainer = Trainer(job, engine, preset, data, available_cores(), SEED)
     if trainer.resume():
         job.log("resumed", iteration=trainer.at.iteration, elapsed_s=trainer.at.elapsed_s)
     else:
         trainer.start(initial_gaussians(scene, preset.max_gaussians, np.random.default_rng(SEED)))
     result = trainer.run()
-    write_results(job, engine, options, preset, data, result)
+    write_results(job, engine, options, preset, data, exposure_spread, result)
+
+
+def training_seconds(options: Options) -> float | None:
+    """The budget of the training loop that time and money allow; None when neither was limited."""
+    limits = [options.max_training_seconds] if options.max_training_seconds else []
+    if options.max_training_usd and options.price_usd_per_hour:
+        hours = options.max_training_usd / options.price_usd_per_hour
+        limits.append(max(1.0, hours * 3600 - AROUND_TRAINING_S))
+    return min(limits, default=None)
 
 
 def open_scene(job: Job) -> Scene:
@@ -73,19 +97,24 @@ def open_scene(job: Job) -> Scene:
         raise StageError("BAD_SFM_OUTPUT", f"The output of SfM cannot be used: {error}.") from error
 
 
-def write_results(job: Job, engine: Engine, options: Options, preset: Preset, data: Dataset, result: Result) -> None:
+def write_results(
+    job: Job, engine: Engine, options: Options, preset: Preset, data: Dataset, exposure_spread: float, result: Result
+) -> None:
     """scene.ply, previews/ and metrics.json, in this order."""
-    measuring = "Measuring quality on held-out photos"
+    measuring = "Measuring quality"
     job.progress(0, 1, "sets", measuring)
     write_ply(job.output / "scene.ply", result.gaussians)
     degree = preset.sh_degree
-    scores = score(engine, data.test, degree, job.output / "previews")
-    view = data.test[0].view
+    shown = score(engine, data.test or data.validation, degree, job.output / "previews")
+    scores = shown if data.test else result.validation
+    view = data.train[0].view
     metrics = {
         "seconds": round(time.time() - job.started_at, 2),
         "training_seconds": round(result.seconds, 2),
         "iterations": result.iterations,
         "stop_reason": result.stop_reason,
+        "saved_seconds": round(result.saved_s, 2),
+        "rollbacks": result.rollbacks,
         "device": engine.device,
         "engine": engine.name,
         "preset": options.preset,
@@ -96,8 +125,11 @@ def write_results(job: Job, engine: Engine, options: Options, preset: Preset, da
         "psnr": float(np.mean([s["psnr"] for s in scores])),
         "psnr_median": float(np.median([s["psnr"] for s in scores])),
         "ssim": float(np.mean([s["ssim"] for s in scores])),
+        "psnr_fitted": float(np.mean([s["psnr_fitted"] for s in scores])),
         "train_psnr": mean_psnr(engine, spread(data.train, TRAIN_PSNR_PHOTOS), degree),
         "heldout": scores,
+        "heldout_are": "test" if data.test else "validation",
+        "exposure": {"spread": round(exposure_spread, 4), "compensated": is_compensated(data)},
         "curve": result.curve,
         "versions": engine.versions(),
     }

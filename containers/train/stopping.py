@@ -43,7 +43,8 @@ class Clock:
         return (self._now() if self._paused_at is None else self._paused_at) + self._offset_s
 
     def pause(self) -> None:
-        self._paused_at = self._now()
+        if self._paused_at is None:
+            self._paused_at = self._now()
 
     def go_on(self) -> None:
         if self._paused_at is not None:

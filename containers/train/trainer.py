@@ -7,24 +7,29 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from job import Job, StageError, StopRequested
 from splat.model import Gaussians
 from train import checkpoint
 from train.dataset import Dataset, scene_extent
-from train.engine import Engine
-from train.evaluate import mean_psnr, spread
+from train.engine import Engine, Photo
+from train.evaluate import Score, mean_psnr, score, spread
 from train.presets import Preset
 from train.relocation import refine
 from train.stopping import Clock, Plateau
 
-CHECKPOINT_EVERY_S = 20.0
+CHECKPOINT_EVERY_S, CHECKPOINT_LATEST_S = 20.0, 60.0
+CHECKPOINT_SHARE = 0.05  # of the time at most, as long as the latest time allows
 LOSS_CHECK_EVERY = 100  # steps
+MOST_ROLLBACKS = 3
+SLOWER = 0.5  # factor of the step size after a rollback
 EVALUATIONS = 10  # points of the curve
 STOP_EVALUATIONS = 20  # the same, when the stop rule is in use
 CURVE_PHOTOS = 8
-COOL_DOWN = 0.1  # of the time so far, after a plateau
-PLATEAU_LOSS_DB = 0.02  # a final model that is worse than the best by more than this is not used
+COOL_DOWN_FROM = 0.9  # progress, without a plateau
+COOL_DOWN = 0.1  # of the steps so far, after a plateau
+PLATEAU_LOSS_DB = 0.02  # a model that is worse than the best by more than this is not cooled down
 
 
 @dataclass
@@ -32,8 +37,11 @@ class Result:
     gaussians: Gaussians
     iterations: int
     seconds: float
+    saved_s: float  # by the stop rule, against the whole budget at the mean pace
     stop_reason: str  # time_budget, max_iterations, plateau
     curve: list[dict[str, float]]
+    validation: list[Score]  # just before these photos joined the training
+    rollbacks: int
 
 
 @dataclass
@@ -44,26 +52,36 @@ class Position:
     elapsed_s: float = 0.0
     order: list[int] = field(default_factory=list)
     evaluated: int = 0
-    cooling_from: list[float] = field(default_factory=list)  # [progress, elapsed_s] at the plateau
+    cooling: bool = False
+    plateau_at: list[float] = field(default_factory=list)  # [progress, iteration]
     curve: list[dict[str, float]] = field(default_factory=list)
-    plateau: dict[str, float] = field(default_factory=dict)
+    validation: list[Score] = field(default_factory=list)
+    plateau: Plateau = field(default_factory=Plateau)
+    rollbacks: int = 0
 
 
 class Trainer:
-    """Runs ``engine`` over ``data`` as ``preset`` says; saves to ``job.checkpoints`` and goes on from there."""
+    """Runs ``engine`` over ``data`` as ``preset`` says; saves to ``job.checkpoints`` and goes on from there.
+
+    The engine must hold ``trainable(data)``, compensated. Decisions (when to stop, which model is best) look at the
+    validation photos alone; from the cool-down on these are trained too, and no decision is left to make.
+    """
 
     def __init__(self, job: Job, engine: Engine, preset: Preset, data: Dataset, threads: int, seed: int) -> None:
         self.job, self.engine, self.preset, self.data = job, engine, preset, data
-        self.extent = scene_extent([photo.view for photo in data.train])
+        self.extent = scene_extent([photo.view for photo in trainable(data)])
         self.rng = np.random.default_rng(seed)
         self.at = Position()
-        self.plateau = Plateau()
         self.threads = threads
-        self.evaluations = STOP_EVALUATIONS if data.validation else EVALUATIONS
+        self.stops = preset.stop_on_plateau and bool(data.validation)
+        self.evaluations = STOP_EVALUATIONS if self.stops else EVALUATIONS
         self._unchecked = 0  # steps since the last look at the loss
-        self._best: tuple[float, Gaussians] | None = None
+        self._start: Gaussians | None = None
+        self._best: Gaussians | None = None
+        self._best_db = float("-inf")
 
     def start(self, gaussians: Gaussians) -> None:
+        self._start = gaussians
         self.engine.load(gaussians)
 
     def resume(self) -> bool:
@@ -71,11 +89,12 @@ class Trainer:
         saved = checkpoint.load(self.job.checkpoints)
         if saved is None or saved[1]["fingerprint"] != self.fingerprint():
             return False
-        engine_state, trainer_state = saved
-        self.engine.restore(engine_state)
-        self.at = Position(**trainer_state["position"])
-        self.plateau = Plateau(**trainer_state["plateau"])
-        self.rng.bit_generator.state = trainer_state["random"]
+        arrays, state = saved
+        best = {name.removeprefix("best_"): array for name, array in arrays.items() if name.startswith("best_")}
+        self.engine.restore({name: array for name, array in arrays.items() if not name.startswith("best_")})
+        self._best, self._best_db = (Gaussians(**best), state["best_db"]) if best else (None, float("-inf"))
+        self.at = Position(**{**state["position"], "plateau": Plateau(**state["position"]["plateau"])})
+        self.rng.bit_generator.state = state["random"]
         return True
 
     def fingerprint(self) -> dict[str, Any]:
@@ -83,72 +102,103 @@ class Trainer:
         first = self.data.train[0].view
         return {
             "engine": self.engine.name,
-            "photos": [photo.view.name for photo in self.data.train],
+            "photos": [photo.view.name for photo in trainable(self.data)],
             "size": [first.width, first.height],
             "max_gaussians": self.preset.max_gaussians,
             "sh_degree": self.preset.sh_degree,
+            "gains": [list(photo.gain) for photo in trainable(self.data)],
         }
 
     def save(self) -> None:
+        """Write a checkpoint; a model with parameters that are no numbers never becomes one."""
+        if not self.engine.is_finite():
+            return
+        began = time.monotonic()
         self.at.elapsed_s = self.clock.elapsed_s()
         state = {
             "fingerprint": self.fingerprint(),
             "position": asdict(self.at),
-            "plateau": asdict(self.plateau),
             "random": self.rng.bit_generator.state,
+            "best_db": self._best_db,
         }
-        checkpoint.save(self.job.checkpoints, self.engine.state(), state)
+        best: dict[str, NDArray[Any]] = {f"best_{k}": v for k, v in vars(self._best).items()} if self._best else {}
+        checkpoint.save(self.job.checkpoints, self.engine.state() | best, state)
         self._saved_at = time.monotonic()
+        self._save_every_s = checkpoint_interval_s(self._saved_at - began)
 
     def run(self) -> Result:
         """Train to the end. Raises StopRequested after SIGTERM (with a checkpoint) and StageError TRAINING_DIVERGED."""
         self.clock = Clock(self.at.elapsed_s, self.threads)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._save_every_s = time.monotonic(), CHECKPOINT_EVERY_S
         while True:
             if self.job.stop_requested:
                 self.save()
                 raise StopRequested
             elapsed_s = self.clock.elapsed_s()
             progress, reason = self._progress(elapsed_s)
+            if progress >= COOL_DOWN_FROM and not self.at.cooling:
+                self._cool_down()
             if progress >= 1.0:
-                return self._finish(reason)
+                if not self._diverged():
+                    return self._finish(reason, elapsed_s)
+                self._roll_back()
+                if self._progress(elapsed_s)[0] >= 1.0:
+                    return self._finish(reason, elapsed_s)
+                continue
             self._step(progress)
             self._report(progress, elapsed_s)
-            if self.at.iteration % LOSS_CHECK_EVERY == 0:
-                self._check_loss()
+            if self.at.iteration % LOSS_CHECK_EVERY == 0 and self._diverged():
+                self._roll_back()
+                continue
             if progress * self.evaluations >= self.at.evaluated + 1:
                 self.at.evaluated = int(progress * self.evaluations)
                 self._evaluate(progress)
-            if time.monotonic() - self._saved_at >= CHECKPOINT_EVERY_S:
+            if time.monotonic() - self._saved_at >= self._save_every_s:
                 self.save()
 
     def _progress(self, elapsed_s: float) -> tuple[float, str]:
         """(0..1, why it would end)."""
         by_time, by_steps = elapsed_s / self.preset.budget_s, self.at.iteration / self.preset.max_iterations
         progress, reason = (by_time, "time_budget") if by_time > by_steps else (by_steps, "max_iterations")
-        if self.at.cooling_from and progress < 1.0:
-            start, since_s = self.at.cooling_from
-            progress = start + (1 - start) * (elapsed_s - since_s) / (COOL_DOWN * max(since_s, 1.0))
-            reason = "plateau"
+        if self.at.plateau_at:
+            start, since = self.at.plateau_at
+            cooled = start + (1 - start) * (self.at.iteration - since) / max(COOL_DOWN * since, 1.0)
+            if cooled >= progress:
+                return cooled, "plateau"
         return progress, reason
 
     def _step(self, progress: float) -> None:
         schedule, at = self.preset.schedule, self.at
         if not at.order:
-            at.order = self.rng.permutation(len(self.data.train)).tolist()
+            photos = trainable(self.data) if at.cooling else self.data.train
+            at.order = self.rng.permutation(len(photos)).tolist()
         sh_degree = schedule.sh_degree(progress, self.preset.sh_degree)
-        self.engine.step(at.order.pop(), schedule.level(progress), sh_degree, schedule.rates(progress, self.extent))
+        rates = schedule.rates(progress, self.extent).slower(SLOWER**at.rollbacks)
+        self.engine.step(at.order.pop(), schedule.level(progress), sh_degree, rates)
         at.iteration += 1
         self._unchecked += 1
         if at.iteration % schedule.refine_every == 0 and progress < schedule.refine_until:
             refine(self.engine, self.rng, schedule.growth, grow=True)
+
+    def _cool_down(self) -> None:
+        """Go back to the best model, note how good it is on the validation photos, and let them join."""
+        self.clock.pause()
+        at, degree = self.at, self.preset.sh_degree
+        if self._best is not None and mean_psnr(self.engine, self.data.validation, degree) < (
+            self._best_db - PLATEAU_LOSS_DB
+        ):
+            self.job.log("back to the best model", validation_psnr=self._best_db)
+            self.engine.load(self._best)
+        at.validation = score(self.engine, self.data.validation, degree)
+        at.cooling, at.order, self._best = True, [], None
+        self.clock.go_on()
 
     def _report(self, progress: float, elapsed_s: float) -> None:
         level = self.preset.schedule.level(progress)
         view = self.data.train[0].view
         message = f"Training at {view.width // level}x{view.height // level} pixels"
         eta_s = round(elapsed_s / progress * (1 - progress), 1) if progress > 0.02 else None
-        if self._by_time(elapsed_s) and not self.at.cooling_from:
+        if self._by_time(elapsed_s) and not self.at.plateau_at:
             self.job.progress(int(elapsed_s), int(self.preset.budget_s), "s", message, eta_s=eta_s)
         else:
             left = self.at.iteration * (1 - progress) / progress if progress > 0 else self.preset.max_iterations
@@ -158,45 +208,75 @@ class Trainer:
         """Whether the time budget will end the training rather than the number of steps."""
         return elapsed_s / self.preset.budget_s > self.at.iteration / self.preset.max_iterations
 
-    def _check_loss(self) -> None:
+    def _diverged(self) -> bool:
+        """Whether the loss since the last look, or a parameter, is no longer a number. Waits for the device."""
         loss = self.engine.mean_loss() if self._unchecked else 0.0
         self._unchecked = 0
-        if not np.isfinite(loss) or not self.engine.is_finite():
+        return not (np.isfinite(loss) and self.engine.is_finite())
+
+    def _roll_back(self) -> None:
+        """Go on from the last good state with shorter steps. Raises StageError TRAINING_DIVERGED when in vain."""
+        iteration, rollbacks, elapsed_s = self.at.iteration, self.at.rollbacks + 1, self.clock.elapsed_s()
+        over = elapsed_s >= self.preset.budget_s
+        restored = rollbacks <= MOST_ROLLBACKS and self.resume()
+        if rollbacks > MOST_ROLLBACKS or (not restored and (over or self._start is None)):
             raise StageError(
                 "TRAINING_DIVERGED",
-                f"The model is no longer made of numbers at iteration {self.at.iteration} (loss {loss}). "
+                f"The model is no longer made of numbers at iteration {iteration}, and shorter steps did not help. "
                 "Start the scene again; if it happens twice, check the photos for extreme exposure differences.",
             )
+        if not restored and self._start is not None:
+            self.at = Position()
+            self._best, self._best_db = None, float("-inf")
+            self.engine.load(self._start)
+        self.at.rollbacks = rollbacks
+        self.engine.mean_loss()  # forget the loss of the steps that are undone
+        self.job.log("rolled_back", diverged_at=iteration, back_at=self.at.iteration, times=rollbacks)
 
     def _evaluate(self, progress: float) -> None:
-        """A point of the curve (test photos) and the stop rule (validation photos)."""
+        """A point of the curve (test photos, or validation photos until they join) and the stop rule."""
         self.clock.pause()
-        degree = self.preset.schedule.sh_degree(progress, self.preset.sh_degree)
-        point = {
-            "iteration": self.at.iteration,
-            "seconds": round(self.clock.elapsed_s(), 2),
-            "psnr": mean_psnr(self.engine, spread(self.data.test, CURVE_PHOTOS), degree),
-            "gaussians": self.engine.count(),
-        }
-        self.at.curve.append(point)
-        self.job.log("evaluated", **point, level=self.preset.schedule.level(progress))
-        if self.data.validation and self.preset.schedule.level(progress) == 1 and not self.at.cooling_from:
-            value = mean_psnr(self.engine, self.data.validation, degree)
-            if self._best is None or value > self._best[0]:
-                self._best = (value, self.engine.gaussians())
-            if self.plateau.update(value) and self.preset.stop_on_plateau:
-                self.at.cooling_from = [progress, self.clock.elapsed_s()]
-                self.job.log("plateau", validation_psnr=value, best=self.plateau.best_db)
+        degree, level = self.preset.schedule.sh_degree(progress, self.preset.sh_degree), self._level(progress)
+        shown = self.data.test or ([] if self.at.cooling else self.data.validation)
+        if shown:
+            point = {
+                "iteration": self.at.iteration,
+                "seconds": round(self.clock.elapsed_s(), 2),
+                "psnr": mean_psnr(self.engine, spread(shown, CURVE_PHOTOS), degree),
+                "gaussians": self.engine.count(),
+            }
+            self.at.curve.append(point)
+            self.job.log("evaluated", **point, level=level)
+        if self.stops and level == 1 and not self.at.cooling:
+            self._look_for_plateau(progress, degree)
         self.clock.go_on()
 
-    def _finish(self, reason: str) -> Result:
-        self._check_loss()
-        seconds = self.clock.elapsed_s()
-        final = self.engine.gaussians()
-        if self.data.validation and self._best is not None:
-            value = mean_psnr(self.engine, self.data.validation, self.preset.sh_degree)
-            if value < self._best[0] - PLATEAU_LOSS_DB:
-                self.job.log("using the best model", final_psnr=value, best_psnr=self._best[0])
-                final = self._best[1]
-                self.engine.load(final)
-        return Result(final, self.at.iteration, seconds, reason, self.at.curve)
+    def _look_for_plateau(self, progress: float, degree: int) -> None:
+        value = mean_psnr(self.engine, self.data.validation, degree)
+        if value > self._best_db:
+            self._best_db, self._best = value, self.engine.gaussians()
+        if self.at.plateau.update(value):
+            self.job.log("plateau", validation_psnr=value, best=self._best_db)
+            self.at.plateau_at = [progress, self.at.iteration]
+            self._cool_down()
+
+    def _level(self, progress: float) -> int:
+        return self.preset.schedule.level(progress)
+
+    def _finish(self, reason: str, seconds: float) -> Result:
+        at = self.at
+        planned_s = min(self.preset.budget_s, self.preset.max_iterations * seconds / max(at.iteration, 1))
+        saved_s = max(0.0, planned_s - seconds) if reason == "plateau" else 0.0
+        return Result(
+            self.engine.gaussians(), at.iteration, seconds, saved_s, reason, at.curve, at.validation, at.rollbacks
+        )
+
+
+def trainable(data: Dataset) -> list[Photo]:
+    """The photos that an engine must hold: those of the training, then those that join it for the cool-down."""
+    return data.train + data.validation
+
+
+def checkpoint_interval_s(last_took_s: float) -> float:
+    """Time between checkpoints: a small share of the training, but never more than a minute is lost."""
+    return min(CHECKPOINT_LATEST_S, max(CHECKPOINT_EVERY_S, last_took_s / CHECKPOINT_SHARE))

@@ -1,0 +1,275 @@
+"""The training loop's decisions, with an engine that only pretends: what it renders depends on its steps alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from job import Job, JobKind, StageError
+from splat.cameras import View
+from splat.model import Gaussians
+from train import presets, trainer
+from train.dataset import Dataset, split
+from train.engine import Photo
+from train.stage import Options, training_seconds
+from train.trainer import Trainer, checkpoint_interval_s, trainable
+
+HELD_BACK = ("validation", "test")
+
+
+class PretendedEngine:
+    """Renders grey of value ``error(steps)``: against black photos the PSNR is -20 log10 of it."""
+
+    name, device, capacity = "pretended", "none", 8
+
+    def __init__(self, photos, error=lambda steps: 0.1):
+        self.photos, self.error = photos, error
+        self.steps, self.offset, self.broken = 0, 0, False
+        self.trained, self.rates = [], []
+        self.on_step = lambda: None
+
+    def load(self, gaussians):
+        self.steps, self.broken = int(gaussians.means[0, 0]), False
+
+    def step(self, photo, level, sh_degree, rates):
+        self.steps += 1
+        self.trained.append(self.photos[photo].view.name)
+        self.rates.append(rates)
+        self.on_step()
+
+    def mean_loss(self):
+        return 0.5
+
+    def is_finite(self):
+        return not self.broken
+
+    def count(self):
+        return 1
+
+    def opacities(self):
+        return np.zeros(1, np.float32)  # nothing to relocate
+
+    def render(self, view, sh_degree):
+        return np.full((view.height, view.width, 3), self.error(self.steps), np.float32)
+
+    def gaussians(self):
+        return model(self.steps)
+
+    def state(self):
+        return {"steps": np.array(self.steps)}
+
+    def restore(self, state):
+        self.steps, self.broken = int(state["steps"]), False
+
+
+def model(steps):
+    means = np.full((1, 3), steps, np.float32)
+    return Gaussians(means, np.zeros((1, 3)), np.ones((1, 4)), np.zeros(1), np.zeros((1, 4, 3)))
+
+
+def photo(name, grey=0):
+    pose = np.eye(4)
+    pose[0, 3] = len(name)
+    return Photo(View(name, 12, 12, np.eye(3), pose), np.full((12, 12, 3), grey, np.uint8))
+
+
+def make_data(train=6, validation=2, test=2, test_grey=0):
+    return Dataset(
+        [photo(f"train{i}") for i in range(train)],
+        [photo(f"validation{i}") for i in range(validation)],
+        [photo(f"test{i}", test_grey) for i in range(test)],
+    )
+
+
+def make_trainer(root, data, error=lambda steps: 0.1, **changes):
+    limits = {"budget_s": float("inf"), "max_iterations": 1_000, "stop_on_plateau": True}
+    preset = replace(presets.CPU["draft"], **(limits | changes))
+    job = Job.open("train", JobKind.TRAINING, root)
+    made = Trainer(job, PretendedEngine(trainable(data), error), preset, data, threads=1, seed=1)
+    if not made.resume():
+        made.start(model(0))
+    return made
+
+
+def better_until(best):
+    """Improves up to this step and gets worse from there."""
+    return lambda steps: 0.1 * 10 ** (abs(steps - best) / 1_000)
+
+
+# ------------------------------------------------------------------ the split
+
+
+@pytest.mark.parametrize(("count", "validation"), [(4, 1), (12, 1), (48, 3), (200, 8), (1_000, 8)])
+def test_every_eighth_photo_is_a_test_photo_and_the_validation_comes_out_of_the_rest(count, validation):
+    photos = [f"{i:04}" for i in range(count)]
+    data = split(photos, with_validation=True, with_test=True)
+    assert data.test == photos[::8]
+    assert len(data.validation) == validation
+    assert sorted(data.train + data.validation + data.test) == photos
+    assert len(data.train) >= len(data.validation)
+
+
+@pytest.mark.parametrize(("count", "validation"), [(4, 1), (12, 1), (48, 4), (1_000, 8)])
+def test_a_users_run_wastes_no_photo(count, validation):
+    photos = [f"{i:04}" for i in range(count)]
+    data = split(photos, with_validation=True, with_test=False)
+    assert data.test == [] and len(data.validation) == validation
+    assert sorted(trainable(data)) == photos
+
+
+def test_without_a_stop_rule_a_benchmark_trains_all_photos_but_the_test_photos():
+    data = split(list(range(16)), with_validation=False, with_test=True)
+    assert data == Dataset([i for i in range(16) if i % 8], [], [0, 8])
+
+
+def test_validation_photos_join_at_the_cool_down_and_test_photos_never(tmp_path):
+    made = make_trainer(tmp_path, make_data())
+    made.run()
+    start = next(i for i, name in enumerate(made.engine.trained) if name.startswith("validation"))
+    assert set(made.engine.trained[:start]) == {f"train{i}" for i in range(6)}
+    assert set(made.engine.trained[start:]) == {photo.view.name for photo in trainable(made.data)}
+    assert len(made.engine.trained) - start <= 0.11 * len(made.engine.trained)
+
+
+def test_test_photos_change_no_decision(tmp_path):
+    """Black test photos get better and then worse; white ones the other way round."""
+    runs = []
+    for grey in (0, 255):
+        made = make_trainer(tmp_path / str(grey), make_data(test_grey=grey), better_until(500))
+        result = made.run()
+        runs.append((made.engine.trained, made.engine.rates, result.iterations, result.validation, made.engine.steps))
+        assert len(result.curve) > 3
+    assert runs[0] == runs[1]
+
+
+# ------------------------------------------------------------------ the stop rule
+
+
+def test_a_plateau_goes_back_to_the_best_model_cools_down_and_says_what_it_saved(tmp_path):
+    made = make_trainer(tmp_path, make_data(), better_until(500), max_iterations=2_000)
+    result = made.run()
+    assert result.stop_reason == "plateau" and 500 < result.iterations < 1_300
+    cooled = result.iterations - made.engine.trained.index(next(n for n in made.engine.trained if "valid" in n))
+    assert cooled < 0.12 * result.iterations
+    evaluated_every = 2_000 / trainer.STOP_EVALUATIONS
+    assert abs(made.engine.steps - cooled - 500) <= evaluated_every
+    assert made.engine.rates[-1].means == pytest.approx(made.preset.schedule.rates(1.0, made.extent).means, rel=0.1)
+    assert result.saved_s == pytest.approx(result.seconds * (2_000 / result.iterations - 1))
+    before = -20 * np.log10(better_until(500)(500))
+    assert result.validation[0]["psnr"] == pytest.approx(before, abs=1)
+
+
+def test_steady_improvement_is_not_stopped(tmp_path):
+    result = make_trainer(tmp_path, make_data(), lambda steps: 0.5 * 10 ** (-steps / 1_000)).run()
+    assert (result.stop_reason, result.iterations, result.saved_s) == ("max_iterations", 1_000, 0.0)
+
+
+def test_the_best_model_survives_an_interruption(tmp_path):
+    made = make_trainer(tmp_path, make_data(), better_until(500), max_iterations=2_000)
+    made.engine.on_step = lambda: setattr(made.job, "stop_requested", made.engine.steps == 730)
+    with pytest.raises(trainer.StopRequested):
+        made.run()
+    again = make_trainer(tmp_path, make_data(), better_until(500), max_iterations=2_000)
+    assert again.at.iteration == 730
+    parts = again.run()
+    whole_trainer = make_trainer(tmp_path / "whole", make_data(), better_until(500), max_iterations=2_000)
+    whole = whole_trainer.run()
+    assert (parts.iterations, parts.validation) == (whole.iterations, whole.validation)
+    assert again.engine.trained == whole_trainer.engine.trained[730:]
+    assert again.engine.steps == whole_trainer.engine.steps
+
+
+# ------------------------------------------------------------------ budgets
+
+
+@pytest.mark.parametrize("stop_on_plateau", [False, True])
+def test_a_time_budget_ends_after_a_cool_down(tmp_path, monkeypatch, stop_on_plateau):
+    now = [0.0]
+    monkeypatch.setattr("train.stopping.time.monotonic", lambda: now[0])
+    made = make_trainer(tmp_path, make_data(), budget_s=60.0, max_iterations=10**6, stop_on_plateau=stop_on_plateau)
+    made.engine.error = lambda steps: 1 / (1 + steps)
+    made.engine.on_step = lambda: now.__setitem__(0, now[0] + 0.25)
+    result = made.run()
+    assert result.stop_reason == "time_budget"
+    assert 60 <= result.seconds < 60.25 and result.iterations == 240
+    final = made.preset.schedule.rates(1.0, made.extent)
+    assert made.engine.rates[-1].means == pytest.approx(final.means, rel=0.05)
+    assert made.engine.rates[-1].noise == final.noise == 0
+    assert any("validation" in name for name in made.engine.trained)
+
+
+def test_money_becomes_time():
+    assert training_seconds(Options()) is None
+    assert training_seconds(Options(max_training_seconds=90)) == 90
+    paid = Options(max_training_usd=0.5, price_usd_per_hour=1.0)
+    assert training_seconds(paid) == 1_800 - 60  # what surrounds the training is paid too
+    assert training_seconds(Options(max_training_seconds=90, **paid.model_dump(exclude_unset=True))) == 90
+    assert presets.choose("draft", False, None, None, None, None, 90.0).budget_s == 90
+
+
+# ------------------------------------------------------------------ divergence
+
+
+def test_a_model_of_no_numbers_goes_back_to_the_last_good_state_with_shorter_steps(tmp_path):
+    made = make_trainer(tmp_path, make_data(), stop_on_plateau=False)
+    seen = []
+
+    def break_once():
+        if made.engine.steps == 300:
+            made.save()
+        if made.engine.steps == 520 and not seen:
+            seen.append(len(made.engine.trained))
+            made.engine.broken = True
+
+    made.engine.on_step = break_once
+    result = made.run()
+    assert result.rollbacks == 1 and result.iterations == 1_000
+    undone = len(made.engine.trained) - 1_000
+    assert 220 <= undone <= 220 + 2 * trainer.LOSS_CHECK_EVERY
+    before, after = made.engine.rates[300], made.engine.rates[300 + undone]
+    assert after.means == pytest.approx(0.5 * before.means) and after.opacities == pytest.approx(0.5 * before.opacities)
+    assert after.opacity_pull == before.opacity_pull
+
+
+def test_without_a_checkpoint_it_starts_again(tmp_path):
+    made = make_trainer(tmp_path, make_data(), stop_on_plateau=False)
+    broken = iter([False] * 149 + [True])
+    made.engine.on_step = lambda: setattr(made.engine, "broken", made.engine.broken or next(broken, False))
+    assert made.run().rollbacks == 1
+    assert len(made.engine.trained) == 1_200
+
+
+def test_divergence_again_and_again_is_an_error_and_never_a_checkpoint(tmp_path):
+    made = make_trainer(tmp_path, make_data())
+
+    def break_it():
+        made.engine.broken = made.engine.broken or made.engine.steps == 150
+        made.save()
+
+    made.engine.on_step = break_it
+    with pytest.raises(StageError) as caught:
+        made.run()
+    assert caught.value.code == "TRAINING_DIVERGED"
+    assert len(made.engine.trained) < 149 + (trainer.MOST_ROLLBACKS + 1) * trainer.LOSS_CHECK_EVERY
+    assert make_trainer(tmp_path, make_data()).engine.steps == 149
+
+
+def test_an_untrained_model_is_never_a_result(tmp_path, monkeypatch):
+    """Time runs out in the very first steps, which have diverged: there is no good state to give."""
+    now = [0.0]
+    monkeypatch.setattr("train.stopping.time.monotonic", lambda: now[0])
+    made = make_trainer(tmp_path, make_data(), budget_s=1.0)
+
+    def break_it():
+        now[0] += 0.3
+        made.engine.broken = True
+
+    made.engine.on_step = break_it
+    with pytest.raises(StageError) as caught:
+        made.run()
+    assert caught.value.code == "TRAINING_DIVERGED"
+
+
+@pytest.mark.parametrize(("took_s", "wanted_s"), [(0.01, 20), (2, 40), (9, 60)])
+def test_checkpoints_are_cheap_and_never_more_than_a_minute_apart(took_s, wanted_s):
+    assert checkpoint_interval_s(took_s) == wanted_s
