@@ -1,56 +1,65 @@
-"""Training on a CUDA device: gsplat's kernels and our own, without autograd.
+"""Training on a CUDA device: gsplat's projection and our own kernels, without autograd.
 
-All photos lie on the device as bytes, at every resolution; a step copies nothing to or from the device and waits for it
-once, inside gsplat (the number of tile intersections).
+All photos lie on the device as bytes, at every resolution, or in pinned memory of the host where they don't fit
+(train.memory); a step waits for the device once, inside gsplat (the number of tile intersections).
 """
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gsplat
 import numpy as np
 import torch
-import triton
 from numpy.typing import NDArray
 from torch import Tensor
 
-from job import StageError
 from splat.cameras import View
 from splat.model import Gaussians
-from train import kernels_gpu as kernels
+from train import launches
 from train.engine import LEVELS, Photo, Rates
-from train.raster_gpu import Camera, Gradients, Model, PhotoLoss, Rasterizer
+from train.memory import OutOfDeviceMemory, most_opaque
+from train.raster_gpu import Camera, Model, Rasterizer
 
-GEOMETRY = 11  # moments of a Gaussian's mean (3), scale (3), quaternion (4) and opacity
+DEVICE = "cuda"
+COLUMNS = 32  # a row of numbers by component is a multiple of this: rows begin at whole memory transactions
 
 
 class GpuEngine:
     """See ``train.engine.Engine``. Parameters and moments lie in buffers for ``capacity`` Gaussians; the first N are
-    in use.
+    in use. SH and all moments are by component, [components, stride].
+
+    Raises OutOfDeviceMemory here and in ``step``, ``render`` and ``restore``.
     """
 
     name = "gpu"
 
-    def __init__(self, photos: list[Photo], capacity: int, sh_degree: int, seed: int) -> None:
-        self._on = torch.device("cuda")
+    def __init__(
+        self, photos: list[Photo], capacity: int, sh_degree: int, seed: int, pinned_photos: bool = False
+    ) -> None:
+        self._on = torch.device(DEVICE)
         self.device = torch.cuda.get_device_name(self._on)
         self.capacity = capacity
+        self._stride = -(-capacity // COLUMNS) * COLUMNS
         self._seed = seed
         self._count = self._steps = self._loss_count = 0
-        try:
+        torch.cuda.empty_cache()  # of an engine before this one, which found too little room
+        with self._memory(f"{len(photos)} photos and {capacity} Gaussians"):
             self._allocate((sh_degree + 1) ** 2)
-            self._photos = {level: [self._upload(photo.shrunk(level)) for photo in photos] for level in LEVELS}
-            largest = max((photo.view.width * photo.view.height for photo in photos), default=1)
-            self._photo_loss = PhotoLoss(largest, self._on)
+            store = PinnedPhotos if pinned_photos else DevicePhotos
+            self._photos = store(photos, self._on)
+            self._rasterizer = Rasterizer(self._on, capacity)
+
+    @contextmanager
+    def _memory(self, what: str) -> Iterator[None]:
+        """Give up with OutOfDeviceMemory, which says what there was no room for."""
+        try:
+            yield
         except torch.cuda.OutOfMemoryError as error:
-            raise StageError(
-                "OUT_OF_GPU_MEMORY",
-                f"The memory of {self.device} is not enough for {len(photos)} photos and {capacity} Gaussians. "
-                "Lower max_gaussians or max_image_long_side, or choose a larger GPU.",
-            ) from error
-        self._rasterizer = Rasterizer(self._on)
+            raise OutOfDeviceMemory(f"The memory of {self.device} is not enough for {what}") from error
 
     def _allocate(self, coefficients: int) -> None:
         n = self.capacity
@@ -59,107 +68,85 @@ class GpuEngine:
             "log_scales": (n, 3),
             "quats": (n, 4),
             "opacity_logits": (n,),
-            "sh": (n, coefficients, 3),
+            "sh": (3 * coefficients, self._stride),
         }
         self._values = {name: torch.zeros(shape, device=self._on) for name, shape in shapes.items()}
-        # First and second moments: geometry by component, so that neighbours in memory are neighbours in the kernel.
-        self._geometry = [torch.zeros((GEOMETRY, n), device=self._on) for _ in range(2)]
-        self._colors = [torch.zeros((n, coefficients, 3), device=self._on) for _ in range(2)]
-        self._scales, self._directions = (torch.zeros((n, 3), device=self._on) for _ in range(2))
-        self._opacities, self._zeros = (torch.zeros(n, device=self._on) for _ in range(2))
+        self._geometry, self._colors = (
+            [torch.zeros((rows, self._stride), device=self._on) for _ in range(2)]
+            for rows in (launches.GEOMETRY, 3 * coefficients)
+        )
+        self._directions = torch.empty((n, 3), device=self._on)
         self._loss = torch.zeros(1, device=self._on)
 
-    def _upload(self, photo: Photo) -> tuple[Camera, Tensor]:
-        return Camera.of(photo.view, self._on), torch.from_numpy(np.array(photo.pixels)).to(self._on)
-
     def load(self, gaussians: Gaussians) -> None:
-        n, k = gaussians.sh.shape[:2]
-        k = min(k, self._values["sh"].shape[1])
+        gaussians = gaussians.select(most_opaque(gaussians.opacity_logits, self.capacity))
+        n = len(gaussians)
+        rows = min(3 * gaussians.sh.shape[1], len(self._values["sh"]))
         for name in ("means", "log_scales", "quats", "opacity_logits"):
             self._values[name][:n] = torch.from_numpy(getattr(gaussians, name)).to(self._on)
         self._values["sh"].zero_()
-        self._values["sh"][:n, :k] = torch.from_numpy(gaussians.sh[:, :k].copy()).to(self._on)
+        self._values["sh"][:rows, :n] = torch.from_numpy(by_component(gaussians.sh)[:rows]).to(self._on)
         for moments in (*self._geometry, *self._colors):
             moments.zero_()
         self._steps = 0
         self._bind(n)
 
     def _bind(self, n: int) -> None:
-        """Take the first ``n`` rows into use."""
+        """Take the first ``n`` Gaussians into use."""
         self._count, values = n, self._values
         self._model = Model(
             means=values["means"][:n],
             log_scales=values["log_scales"][:n],
             quats=values["quats"][:n],
             logits=values["opacity_logits"][:n],
-            sh=values["sh"][:n],
-            scales=self._scales[:n],
-            opacities=self._opacities[None, :n],
-            directions=self._directions[None, :n],
-            no_depth=self._zeros[None, :n],
+            sh=values["sh"],
+            stride=self._stride,
         )
 
     @torch.no_grad()
     def step(self, photo: int, level: int, sh_degree: int, rates: Rates) -> None:
-        camera, pixels = self._photos[level][photo]
-        try:
-            image = self._rasterizer.forward(self._model, camera, sh_degree)
-            grads = self._rasterizer.backward(self._photo_loss(image, pixels, self._loss))
-        except torch.cuda.OutOfMemoryError as error:
-            raise StageError(
-                "OUT_OF_GPU_MEMORY",
-                f"The memory of {self.device} is not enough for {self._count} Gaussians at "
-                f"{camera.width}x{camera.height} pixels. "
-                "Lower max_gaussians or max_image_long_side, or choose a larger GPU.",
-            ) from error
+        camera = self._photos.cameras[level][photo]
+        with self._memory(f"{self._count} Gaussians at {camera.width}x{camera.height} pixels"):
+            self._photos.ask(photo, level)
+            self._rasterizer.forward(self._model, camera, sh_degree)
+            grad = self._rasterizer.loss(self._photos.get(), self._loss)
+            gradients = self._rasterizer.backward(grad)
         self._loss_count += 1
         self._steps += 1
-        self._optimise(grads, sh_degree, rates)
+        self._optimise(camera, gradients, sh_degree, rates)
 
-    def _optimise(self, grads: Gradients, sh_degree: int, rates: Rates) -> None:
-        model, n = self._model, self._count
-        correct1, correct2 = 1 / (1 - 0.9**self._steps), 1 / (1 - 0.999**self._steps)
-        kernels.update_geometry[(triton.cdiv(n, kernels.GAUSSIAN_BLOCK),)](
+    def _optimise(self, camera: Camera, gradients: tuple[Tensor, Tensor, Tensor], sh_degree: int, rates: Rates) -> None:
+        raster, model, n = self._rasterizer, self._model, self._count
+        by_means, by_scales, by_quats = gradients
+        by_directions = self._directions[:n]
+        launches.update_colors(
+            raster.kernels,
             model.means,
-            model.log_scales,
-            model.quats,
-            model.logits,
-            *self._geometry,
-            model.scales,
-            model.opacities,
-            grads.means,
-            grads.directions,
-            grads.scales,
-            grads.quats,
-            grads.opacities,
-            n,
-            self.capacity,
-            rates.means,
-            rates.scales,
-            rates.quats,
-            rates.opacities,
-            rates.opacity_pull / n,
-            rates.scale_pull / (3 * n),
-            correct1,
-            correct2,
-            rates.noise,
-            (self._seed * 0x9E3779B1 + self._steps) % 2**31,
-            NOISE=rates.noise > 0,
-            B=kernels.GAUSSIAN_BLOCK,
-        )
-        size, per_row = model.sh.numel(), 3 * model.sh.shape[1]
-        kernels.update_colors[(triton.cdiv(size, kernels.BLOCK),)](
+            camera.center,
+            raster.records,
+            raster.sums,
             model.sh,
-            *self._colors,
-            grads.sh,
-            size,
-            per_row,
-            3 * (sh_degree + 1) ** 2,
-            rates.sh0,
-            rates.sh_rest,
-            correct1,
-            correct2,
-            B=kernels.BLOCK,
+            self._colors,
+            by_directions,
+            n,
+            self._stride,
+            sh_degree,
+            self._steps,
+            rates,
+        )
+        launches.update_geometry(
+            raster.kernels,
+            (model.means, model.log_scales, model.quats, model.logits),
+            self._geometry,
+            raster.scales,
+            raster.opacities,
+            (by_means, by_directions, by_scales, by_quats),
+            raster.sums,
+            n,
+            self._stride,
+            self._steps,
+            rates,
+            self._seed,
         )
 
     def mean_loss(self) -> float:
@@ -169,8 +156,13 @@ class GpuEngine:
         return mean
 
     def is_finite(self) -> bool:
-        checks = [torch.isfinite(buffer[: self._count]).all() for buffer in self._values.values()]
+        checks = [torch.isfinite(values).all() for values in self._used().values()]
         return bool(torch.stack(checks).all())
+
+    def _used(self) -> dict[str, Tensor]:
+        """The parameters in use; sh is [3 K, N]."""
+        n = self._count
+        return {name: values[:, :n] if name == "sh" else values[:n] for name, values in self._values.items()}
 
     def count(self) -> int:
         return self._count
@@ -191,44 +183,52 @@ class GpuEngine:
         rest_sources: bool,
     ) -> None:
         source, target = torch.from_numpy(sources).to(self._on), torch.from_numpy(targets).to(self._on)
-        for buffer in self._values.values():
-            buffer[target] = buffer[source]
+        for name, values in self._values.items():
+            if name == "sh":
+                values[:, target] = values[:, source]
+            else:
+                values[target] = values[source]
         touched = torch.cat([source, target])
         self._values["opacity_logits"][touched] = torch.from_numpy(np.tile(logits, 2)).to(self._on)
         self._values["log_scales"][touched] = torch.from_numpy(np.tile(log_scales, (2, 1))).to(self._on)
         resting = touched if rest_sources else target
-        for geometry, colors in zip(self._geometry, self._colors, strict=True):
-            geometry[:, resting] = 0
-            colors[resting] = 0
+        for moments in (*self._geometry, *self._colors):
+            moments[:, resting] = 0
         count = max(self._count, int(targets.max(initial=-1)) + 1)
         if count != self._count:
             self._bind(count)
 
     @torch.no_grad()
     def render(self, view: View, sh_degree: int) -> NDArray[np.float32]:
-        image = self._rasterizer.forward(self._model, Camera.of(view, self._on), sh_degree)
-        return image[0].cpu().numpy()
+        with self._memory(f"{self._count} Gaussians at {view.width}x{view.height} pixels"):
+            return self._rasterizer.forward(self._model, Camera.of(view, self._on), sh_degree).cpu().numpy()
 
     def gaussians(self) -> Gaussians:
-        return Gaussians(**{name: buffer[: self._count].cpu().numpy() for name, buffer in self._values.items()})
+        used = {name: values.cpu().numpy() for name, values in self._used().items()}
+        return Gaussians(**(used | {"sh": by_gaussian(used["sh"])}))
 
     def state(self) -> dict[str, NDArray[Any]]:
         n = self._count
         saved: dict[str, NDArray[Any]] = {"steps": np.array(self._steps)}
-        for name, buffer in self._values.items():
-            saved[f"value_{name}"] = buffer[:n].cpu().numpy()
+        saved |= {f"value_{name}": values.cpu().numpy() for name, values in self._used().items()}
         for moment in range(2):
             saved[f"geometry_{moment}"] = self._geometry[moment][:, :n].cpu().numpy()
-            saved[f"colors_{moment}"] = self._colors[moment][:n].cpu().numpy()
+            saved[f"colors_{moment}"] = self._colors[moment][:, :n].cpu().numpy()
         return saved
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        n, self._steps = len(state["value_means"]), int(state["steps"])
-        for name, buffer in self._values.items():
-            buffer[:n] = torch.from_numpy(state[f"value_{name}"]).to(self._on)
+        """Of more Gaussians than there is room for (after out-of-memory) the most opaque are kept."""
+        keep = most_opaque(state["value_opacity_logits"], self.capacity)
+        n, self._steps = len(keep), int(state["steps"])
+        for name, values in self._values.items():
+            saved = state[f"value_{name}"]
+            if name == "sh":
+                values[:, :n] = torch.from_numpy(saved[:, keep]).to(self._on)
+            else:
+                values[:n] = torch.from_numpy(saved[keep]).to(self._on)
         for moment in range(2):
-            self._geometry[moment][:, :n] = torch.from_numpy(state[f"geometry_{moment}"]).to(self._on)
-            self._colors[moment][:n] = torch.from_numpy(state[f"colors_{moment}"]).to(self._on)
+            self._geometry[moment][:, :n] = torch.from_numpy(state[f"geometry_{moment}"][:, keep]).to(self._on)
+            self._colors[moment][:, :n] = torch.from_numpy(state[f"colors_{moment}"][:, keep]).to(self._on)
         self._bind(n)
 
     def versions(self) -> dict[str, str]:
@@ -236,6 +236,64 @@ class GpuEngine:
             "torch": torch.__version__,
             "cuda": str(torch.version.cuda),
             "gsplat": gsplat.__version__,
-            "triton": triton.__version__,
             "python": platform.python_version(),
         }
+
+
+class DevicePhotos:
+    """Every photo at every level on the device, as bytes."""
+
+    def __init__(self, photos: list[Photo], device: torch.device) -> None:
+        self._device = device
+        self.cameras: dict[int, list[Camera]] = {level: [] for level in LEVELS}
+        self._pixels: dict[int, list[Tensor]] = {level: [] for level in LEVELS}
+        for photo in photos:
+            for level in LEVELS:
+                small = photo.shrunk(level)
+                self.cameras[level].append(Camera.of(small.view, device))
+                self._pixels[level].append(self._keep(torch.from_numpy(np.array(small.pixels))))
+
+    def _keep(self, pixels: Tensor) -> Tensor:
+        return pixels.to(self._device)
+
+    def ask(self, photo: int, level: int) -> None:
+        """Begin to fetch the bytes of a photo."""
+        self._asked = self._pixels[level][photo]
+
+    def get(self) -> Tensor:
+        """[H, W, 3] bytes on the device: the photo that was asked for, until the next one is."""
+        return self._asked
+
+
+class PinnedPhotos(DevicePhotos):
+    """The same in pinned memory of the host. A photo is copied while its view is drawn."""
+
+    def __init__(self, photos: list[Photo], device: torch.device) -> None:
+        super().__init__(photos, device)
+        self._copying = torch.cuda.Stream(device)
+        most = max((pixels.numel() for pixels in self._pixels[1]), default=0)
+        self._room = torch.empty(most, dtype=torch.uint8, device=device)
+
+    def _keep(self, pixels: Tensor) -> Tensor:
+        return pixels.pin_memory()
+
+    def ask(self, photo: int, level: int) -> None:
+        pixels = self._pixels[level][photo]
+        self._asked = self._room[: pixels.numel()].view(pixels.shape)
+        self._copying.wait_stream(torch.cuda.current_stream())  # the step before may still read the room
+        with torch.cuda.stream(self._copying):
+            self._asked.copy_(pixels, non_blocking=True)
+
+    def get(self) -> Tensor:
+        torch.cuda.current_stream().wait_stream(self._copying)
+        return self._asked
+
+
+def by_component(sh: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[N, K, 3] to [3 K, N]."""
+    return np.ascontiguousarray(sh.reshape(len(sh), -1).T)
+
+
+def by_gaussian(sh: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[3 K, N] to [N, K, 3]."""
+    return np.ascontiguousarray(sh.T).reshape(sh.shape[1], -1, 3)

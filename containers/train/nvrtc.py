@@ -3,78 +3,133 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+OPTIONS = ("--use_fast_math", "--restrict", "--std=c++17")  # no two arrays of a launch overlap
 
 
 class Kernel:
-    """One ``extern "C"`` kernel; called with tensors (their addresses), ints (32 bits) and floats."""
+    """One ``extern "C"`` kernel; called with arrays (their addresses), ints (32 bits) and floats as in its source."""
 
-    def __init__(self, driver: Any, function: ctypes.c_void_p) -> None:
-        self._driver, self._function = driver, function
+    def __init__(
+        self, driver: Any, function: ctypes.c_void_p, parameters: list[str], stream: Callable[[], int]
+    ) -> None:
+        self._driver, self._function, self._stream = driver, function, stream
+        self._parameters = parameters
 
-    def __call__(self, blocks: int, threads: int, *arguments: Tensor | int | float) -> None:
-        """Launch on the current stream. Raises RuntimeError when the launch is refused."""
-        if blocks == 0:
+    def __call__(self, blocks: int | tuple[int, int], threads: int, *arguments: Any) -> None:
+        """Launch on the current stream. Raises TypeError for other arguments than the kernel's, RuntimeError when the
+        launch is refused.
+        """
+        across, down = blocks if isinstance(blocks, tuple) else (blocks, 1)
+        if across * down == 0:
             return
-        values = [as_c(value) for value in arguments]
-        pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        status = self._driver.cuLaunchKernel(self._function, blocks, 1, 1, threads, 1, 1, 0, stream, pointers, None)
+        values, pointers = as_c(self._parameters, arguments)
+        stream = ctypes.c_void_p(self._stream())
+        status = self._driver.cuLaunchKernel(self._function, across, down, 1, threads, 1, 1, 0, stream, pointers, None)
         if status:
             raise RuntimeError(f"CUDA refused to launch a kernel with {blocks} blocks of {threads} threads: {status}")
+        del values  # the launch has copied them
 
 
-def as_c(value: Tensor | int | float) -> Any:
-    if isinstance(value, Tensor):
-        if not value.is_contiguous():
-            raise ValueError(f"a kernel wants contiguous tensors, got strides {value.stride()} of {tuple(value.shape)}")
-        return ctypes.c_void_p(value.data_ptr())
-    return ctypes.c_int(value) if isinstance(value, int) else ctypes.c_float(value)
-
-
-def compile_kernels(
-    source: Path, names: list[str], constants: dict[str, int], device: torch.device
-) -> dict[str, Kernel]:
-    """The kernels ``names`` of the file ``source`` with these macros, for this device.
-
-    Raises RuntimeError with the compiler's log.
-    """
-    torch.zeros(1, device=device)  # makes torch's context current
-    nvrtc, driver = open_nvrtc(), ctypes.CDLL("libcuda.so.1")
-    major, minor = torch.cuda.get_device_capability(device)
-    program = ctypes.c_void_p()
-    check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.read_bytes(), source.name.encode(), 0, None, None))
-    options = [f"--gpu-architecture=sm_{major}{minor}".encode(), b"--use_fast_math"]
-    options += [f"-D{name}={value}".encode() for name, value in constants.items()]
-    status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
-    size = ctypes.c_size_t()
-    if status:
-        check(nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size)))
-        log = ctypes.create_string_buffer(size.value)
-        check(nvrtc.nvrtcGetProgramLog(program, log))
-        raise RuntimeError(f"{source.name} cannot be compiled for sm_{major}{minor}:\n{log.value.decode()}")
-    check(nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)))
-    binary = ctypes.create_string_buffer(size.value)
-    check(nvrtc.nvrtcGetCUBIN(program, binary))
-    module = ctypes.c_void_p()
-    check(driver.cuModuleLoadData(ctypes.byref(module), binary))
+def parameters_of(source: str) -> dict[str, list[str]]:
+    """The kernels of a source and of each its parameters: "pointer", "int" or "float"."""
     kernels = {}
-    for name in names:
-        function = ctypes.c_void_p()
-        check(driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode()))
-        kernels[name] = Kernel(driver, function)
+    for head, name, listed in re.findall(
+        r'extern "C" __global__ void\s+(__launch_bounds__\(.*\)\s+)?(\w+)\(([^)]*)\)', source
+    ):
+        del head
+        kernels[name] = [kind_of(parameter) for parameter in listed.split(",")]
     return kernels
 
 
-def open_nvrtc() -> Any:
-    """NVRTC of torch's own CUDA release: from its wheel, else wherever the loader finds it."""
-    release = str(torch.version.cuda).split(".", maxsplit=1)[0]
-    name = f"libnvrtc.so.{release}"
+def kind_of(parameter: str) -> str:
+    if "*" in parameter:
+        return "pointer"
+    kind = parameter.split(maxsplit=1)[0]
+    if kind not in ("int", "float"):
+        raise ValueError(f"a kernel's parameter is a pointer, an int or a float, not '{parameter.strip()}'")
+    return kind
+
+
+def as_c(parameters: list[str], arguments: tuple[Any, ...]) -> tuple[list[Any], Any]:
+    """(the values, an array of their addresses) for a launch. Raises TypeError where they do not fit the parameters."""
+    if len(parameters) != len(arguments):
+        raise TypeError(f"a kernel with {len(parameters)} parameters got {len(arguments)} arguments")
+    values: list[Any] = []
+    for number, (kind, value) in enumerate(zip(parameters, arguments, strict=True)):
+        if kind == "pointer":
+            values.append(ctypes.c_void_p(address_of(value)))
+        elif isinstance(value, int) or (kind == "float" and isinstance(value, float)):
+            values.append(ctypes.c_float(value) if kind == "float" else ctypes.c_int(int(value)))
+        else:
+            raise TypeError(f"argument {number} of a kernel is {kind}, not {type(value).__name__}")
+    return values, (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
+
+
+def address_of(array: Any) -> int:
+    """Of a contiguous torch tensor, or of a numpy array (where the kernels run on the CPU, in tests)."""
+    if hasattr(array, "data_ptr"):
+        if not array.is_contiguous():
+            raise ValueError(f"a kernel wants contiguous tensors, got strides {array.stride()} of {tuple(array.shape)}")
+        return int(array.data_ptr())
+    if not array.flags.c_contiguous:
+        raise ValueError(f"a kernel wants contiguous arrays, got strides {array.strides} of {array.shape}")
+    return int(array.ctypes.data)
+
+
+def load_kernels(source: Path, constants: dict[str, int], device: Any) -> dict[str, Kernel]:
+    """The kernels of the file ``source`` with these macros, compiled for this CUDA device of torch.
+
+    Raises RuntimeError with the compiler's log.
+    """
+    import torch
+
+    torch.zeros(1, device=device)  # makes torch's context current
+    driver = ctypes.CDLL("libcuda.so.1")
+    major, minor = torch.cuda.get_device_capability(device)
+    binary, _ = compile_cubin(open_nvrtc(torch.version.cuda), source, constants, f"sm_{major}{minor}")
+    module = ctypes.c_void_p()
+    check(driver.cuModuleLoadData(ctypes.byref(module), binary))
+    kernels = {}
+    for name, parameters in parameters_of(source.read_text()).items():
+        function = ctypes.c_void_p()
+        check(driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode()))
+        kernels[name] = Kernel(driver, function, parameters, lambda: torch.cuda.current_stream().cuda_stream)
+    return kernels
+
+
+def compile_cubin(
+    nvrtc: Any, source: Path, constants: dict[str, int], architecture: str, options: tuple[str, ...] = ()
+) -> tuple[bytes, str]:
+    """(machine code, log) of a source for an ``architecture`` like sm_75. No device is needed.
+
+    Raises RuntimeError with the compiler's log.
+    """
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.read_bytes(), source.name.encode(), 0, None, None))
+    words = [f"--gpu-architecture={architecture}", *OPTIONS, *options]
+    words += [f"-D{name}={value}" for name, value in constants.items()]
+    status = nvrtc.nvrtcCompileProgram(program, len(words), (ctypes.c_char_p * len(words))(*map(str.encode, words)))
+    check(nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size)))
+    log = ctypes.create_string_buffer(size.value)
+    check(nvrtc.nvrtcGetProgramLog(program, log))
+    if status:
+        raise RuntimeError(f"{source.name} cannot be compiled for {architecture}:\n{log.value.decode()}")
+    check(nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)))
+    binary = ctypes.create_string_buffer(size.value)
+    check(nvrtc.nvrtcGetCUBIN(program, binary))
+    check(nvrtc.nvrtcDestroyProgram(ctypes.byref(program)))
+    return binary.raw, log.value.decode()
+
+
+def open_nvrtc(cuda: str) -> Any:
+    """NVRTC of a CUDA release ("12.8"): from its wheel, else wherever the loader finds it."""
+    name = f"libnvrtc.so.{cuda.split('.', maxsplit=1)[0]}"
     wheels = [Path(folder) / "nvidia" for folder in sys.path]
     found = [file for folder in wheels if folder.is_dir() for file in sorted(folder.glob(f"*/lib/{name}"))]
     try:

@@ -6,7 +6,7 @@
 // Backward walks front to back again with what lies behind the current Gaussian, so forward saves nothing but the image.
 // Thresholds are gsplat's: alpha from 1/255 to 0.999, transmittance at least 1e-4.
 
-// TILE, WARPS (of a thread block) and PIXELS are given by raster_gpu.py
+// TILE, WARPS (of a thread block) and PIXELS are given by launches.py; what is in a record: gaussians.cu, ``pack``.
 #define WIDE 8
 #define HIGH (4 * PIXELS)
 #define ACROSS (TILE / WIDE)
@@ -16,20 +16,6 @@
 #define ALPHA_MIN (1.0f / 255.0f)
 #define ALPHA_MAX 0.999f
 #define T_MIN 1e-4f
-
-// A record, with powers of two in place of e: mean x, y; half the conic a, b, half the conic c, all times log2 e (so that
-// alpha = 2^(l - A dx dx - B dx dy - C dy dy)); l = log2 opacity; red, green, blue; log2(255 opacity).
-extern "C" __global__ void pack(const float *means2d, const float *conics, const float *opacities, const float *sh_colors,
-                                int n, float4 *records) {
-    int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    float l = log2f(opacities[i]), log2_e = 1.44269504f;
-    records[3 * i] = make_float4(means2d[2 * i], means2d[2 * i + 1], 0.5f * log2_e * conics[3 * i],
-                                 log2_e * conics[3 * i + 1]);
-    records[3 * i + 1] = make_float4(0.5f * log2_e * conics[3 * i + 2], l, fmaxf(sh_colors[3 * i] + 0.5f, 0.f),
-                                     fmaxf(sh_colors[3 * i + 1] + 0.5f, 0.f));
-    records[3 * i + 2] = make_float4(fmaxf(sh_colors[3 * i + 2] + 0.5f, 0.f), l + 7.99435344f, 0.f, 0.f);
-}
 
 // The least value of the quadratic form in the block; without the centre inside, it lies on a side that faces it.
 __device__ float least(float4 p, float c, float x, float y) {
@@ -212,20 +198,4 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
         }
         going = any_live(live);
     }
-}
-
-// From ``sums`` to the gradients by mean, conic, opacity and SH colour (before 0.5 is added and negatives are cut).
-extern "C" __global__ void finish(const float *conics, const float *opacities, const float *sums, const float *sh_colors,
-                                  int n, float *by_means2d, float *by_conics, float *by_opacities, float *by_colors) {
-    int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    const float *s = sums + RECORD * i, *conic = conics + 3 * i;
-    by_means2d[2 * i] = -(conic[0] * s[1] + conic[1] * s[2]);
-    by_means2d[2 * i + 1] = -(conic[1] * s[1] + conic[2] * s[2]);
-    by_conics[3 * i] = -0.5f * s[3];
-    by_conics[3 * i + 1] = -s[4];
-    by_conics[3 * i + 2] = -0.5f * s[5];
-    by_opacities[i] = s[0] / fmaxf(opacities[i], 1e-12f);
-    for (int channel = 0; channel < 3; ++channel)
-        by_colors[3 * i + channel] = sh_colors[3 * i + channel] + 0.5f > 0.f ? s[6 + channel] : 0.f;
 }

@@ -1,30 +1,25 @@
-"""One view forward and its gradient back, without autograd, and the fused loss.
+"""One view forward and its gradient back, without autograd.
 
-Projection, SH and tile lists are gsplat's kernels (1.5.3); blending is our own (raster.cu). A step is about twenty
-launches, and Python is ahead of the device all the time.
+Projection and tile lists are gsplat's kernels (1.5.3); the rest is our own (gaussians.cu, raster.cu, loss.cu). A step
+is about fifteen launches, and Python is ahead of the device all the time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from gsplat.cuda._backend import _C
 from torch import Tensor
 
 from splat.cameras import View
-from splat.metrics import WINDOW, gaussian_window
-from train import kernels_gpu as kernels
-from train.nvrtc import compile_kernels
+from train import launches
+from train.launches import RECORD, TILE
+from train.nvrtc import load_kernels
 
-TILE, WARPS, PIXELS = 32, 2, 2  # side of a tile, warps of a thread block, pixels of a lane (see raster.cu)
-RECORD = 12  # floats, as in raster.cu
 NEAR, FAR = 0.01, 1e10  # near as in the CPU rasterizer
 BLUR = 0.3  # pixels squared, added to the projected covariance
-SSIM_WEIGHT = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,57 +50,52 @@ class Model:
     log_scales: Tensor  # [N, 3]
     quats: Tensor  # [N, 4]
     logits: Tensor  # [N]
-    sh: Tensor  # [N, K, 3]
-    # activations, filled by ``Rasterizer.forward``
-    scales: Tensor  # [N, 3]
-    opacities: Tensor  # [1, N]
-    directions: Tensor  # [1, N, 3]
-    no_depth: Tensor  # [1, N] zeros: the loss does not depend on depth
+    sh: Tensor  # [3 K, stride], by component: the first N columns
+    stride: int
 
 
-@dataclass
-class Gradients:
-    """By means (through projection, and through the direction of sight), scales, quats, opacities and SH."""
+class Buffers:
+    """Room on the device that is allocated once and grows when more is asked for. What was in it is lost then."""
 
-    means: Tensor
-    directions: Tensor
-    scales: Tensor
-    quats: Tensor
-    opacities: Tensor
-    sh: Tensor
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._rooms: dict[str, Tensor] = {}
+
+    def room(self, name: str, *shape: int) -> Tensor:
+        """float32, not initialised; the same memory for each call with this name."""
+        count = torch.Size(shape).numel()
+        if name not in self._rooms or self._rooms[name].numel() < count:
+            self._rooms.pop(name, None)
+            self._rooms[name] = torch.empty(count, device=self._device)
+        return self._rooms[name][:count].view(shape)
 
 
 class Rasterizer:
     """One view at a time: ``backward`` belongs to the last ``forward``."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, capacity: int) -> None:
+        self.kernels: dict[str, Any] = {}
+        for source, constants in launches.SOURCES.items():
+            self.kernels |= load_kernels(source, constants, device)
+        self._buffers = Buffers(device)
         self._pinhole = _C.CameraModelType.PINHOLE
-        constants = {"TILE": TILE, "WARPS": WARPS, "PIXELS": PIXELS}
-        names = ["pack", "blend", "blend_backward", "finish"]
-        self._kernels = compile_kernels(Path(__file__).with_name("raster.cu"), names, constants, device)
+        self._scales, self._by_conics = (torch.empty((capacity, 3), device=device) for _ in range(2))
+        self._opacities, self._by_means2d = (torch.empty((capacity, k), device=device) for k in (1, 2))
+        self._records, self._sums = (torch.empty((capacity, RECORD), device=device) for _ in range(2))
+        self._no_depth = torch.zeros((1, capacity), device=device)  # the loss does not depend on depth
 
     def forward(self, model: Model, camera: Camera, sh_degree: int) -> Tensor:
-        """[1, H, W, 3] on black."""
-        self._model, self._camera, self._degree = model, camera, sh_degree
-        n = len(model.means)
-        kernels.prepare[(triton.cdiv(n, kernels.BLOCK),)](
-            model.means,
-            model.log_scales,
-            model.logits,
-            camera.center,
-            model.scales,
-            model.opacities,
-            model.directions,
-            n,
-            B=kernels.BLOCK,
-        )
-        self._radii, self._means2d, depths, self._conics, _ = _C.projection_ewa_3dgs_fused_fwd(
+        """[H, W, 3] on black, overwritten by the next call."""
+        self._model, self._camera, n = model, camera, len(model.means)
+        self.scales, self.opacities = self._scales[:n], self._opacities.view(-1)[:n]
+        self.records = self._records[:n]
+        launches.prepare(self.kernels, model.log_scales, model.logits, n, self.scales, self.opacities)
+        self._radii, means2d, depths, self._conics, _ = _C.projection_ewa_3dgs_fused_fwd(
             model.means,
             None,
             model.quats,
-            model.scales,
-            model.opacities[0],
+            self.scales,
+            self.opacities,
             camera.pose,
             camera.intrinsics,
             camera.width,
@@ -117,52 +107,56 @@ class Rasterizer:
             False,
             self._pinhole,
         )
-        self._colors = _C.spherical_harmonics_fwd(sh_degree, model.directions, model.sh[None], None)
         # Before the tile lists, where the host waits for the device: what does not need them is queued by then.
-        self._records = torch.empty((n, RECORD), device=self._device)
-        self._image = torch.empty((1, camera.height, camera.width, 3), device=self._device)
-        self._kernels["pack"](
-            triton.cdiv(n, 256), 256, self._means2d, self._conics, model.opacities, self._colors, n, self._records
+        launches.pack(
+            self.kernels,
+            model.means,
+            camera.center,
+            model.sh,
+            self._radii,
+            means2d,
+            self._conics,
+            self.opacities,
+            n,
+            model.stride,
+            sh_degree,
+            self.records,
         )
-        columns, rows = -(-camera.width // TILE), -(-camera.height // TILE)
-        _, pairs, ids = _C.intersect_tile(
-            self._means2d, self._radii, depths, None, None, 1, TILE, columns, rows, True, False
-        )
+        self._image = self._buffers.room("image", camera.height, camera.width, 3)
+        columns, rows = launches.tiles(camera.width, camera.height)
+        _, pairs, ids = _C.intersect_tile(means2d, self._radii, depths, None, None, 1, TILE, columns, rows, True, False)
         offsets = _C.intersect_offset(pairs, 1, columns, rows)
-        tiles = columns * rows
-        self._lists = (offsets, ids, len(ids), self._records, camera.width, camera.height, columns, tiles)
-        self._grid = triton.cdiv(tiles * (TILE // 8) * (TILE // (4 * PIXELS)), WARPS), 32 * WARPS
-        self._kernels["blend"](*self._grid, *self._lists, self._image)
+        self._lists = (offsets, ids, len(ids), self.records, camera.width, camera.height)
+        launches.blend(self.kernels, *self._lists, self._image)
         return self._image
 
-    def backward(self, grad_image: Tensor) -> Gradients:
-        """The gradients for dL/dimage [1, H, W, 3]."""
+    def loss(self, photo: Tensor, total: Tensor) -> Tensor:
+        """dL/dimage [H, W, 3] of the last image and ``photo`` [H, W, 3] bytes, overwritten by the next call.
+
+        0.8 L1 + 0.2 (1 - SSIM), see ``splat.loss``; the loss is added to ``total`` [1].
+        """
+        height, width = self._image.shape[:2]
+        if photo.shape != self._image.shape:
+            raise ValueError(f"the image is {tuple(self._image.shape)} and the photo {tuple(photo.shape)}")
+        slopes, grad = self._buffers.room("slopes", 9 * height * width), self._buffers.room("grad", height, width, 3)
+        launches.loss(self.kernels, self._image, photo, width, height, slopes, grad, total)
+        return grad
+
+    def backward(self, grad_image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients by means (but for their part in the colours), scales and quats, for dL/dimage [H, W, 3].
+
+        ``sums`` holds the rest for ``launches.update_colors`` and ``launches.update_geometry``.
+        """
         model, camera, n = self._model, self._camera, len(self._model.means)
-        sums = torch.zeros((n, RECORD), device=self._device)
-        self._kernels["blend_backward"](*self._grid, *self._lists, self._image, grad_image, sums)
-        by_means2d, by_conics = torch.empty_like(self._means2d), torch.empty_like(self._conics)
-        by_opacities, by_colors = torch.empty_like(model.opacities), torch.empty_like(self._colors)
-        self._kernels["finish"](
-            triton.cdiv(n, 256),
-            256,
-            self._conics,
-            model.opacities,
-            sums,
-            self._colors,
-            n,
-            by_means2d,
-            by_conics,
-            by_opacities,
-            by_colors,
-        )
-        by_sh, by_directions = _C.spherical_harmonics_bwd(
-            model.sh.shape[1], self._degree, model.directions, model.sh[None], None, by_colors, self._degree > 0
-        )
+        self.sums = self._sums[:n].zero_()
+        launches.blend_backward(self.kernels, *self._lists, self._image, grad_image, self.sums)
+        by_means2d, by_conics = self._by_means2d[:n], self._by_conics[:n]
+        launches.finish(self.kernels, self._conics, self.sums, n, by_means2d, by_conics)
         by_means, _, by_quats, by_scales, _ = _C.projection_ewa_3dgs_fused_bwd(
             model.means,
             None,
             model.quats,
-            model.scales,
+            self.scales,
             camera.pose,
             camera.intrinsics,
             camera.width,
@@ -172,44 +166,10 @@ class Rasterizer:
             self._radii,
             self._conics,
             None,
-            by_means2d,
-            model.no_depth,
-            by_conics,
+            by_means2d[None],
+            self._no_depth[:, :n],
+            by_conics[None],
             None,
             False,
         )
-        if self._degree == 0:
-            by_directions = torch.zeros_like(model.directions)
-        return Gradients(by_means, by_directions, by_scales, by_quats, by_opacities, by_sh)
-
-
-class PhotoLoss:
-    """0.8 L1 + 0.2 (1 - SSIM) and its gradient (see ``splat.loss``); room for images of up to ``pixels`` pixels."""
-
-    def __init__(self, pixels: int, device: torch.device) -> None:
-        self._window = torch.tensor(gaussian_window(), dtype=torch.float32, device=device)
-        self._maps, self._slopes, self._spread = (torch.empty(k * 3 * pixels, device=device) for k in (5, 3, 3))
-        self._grad = torch.empty(3 * pixels, device=device)
-
-    def __call__(self, image: Tensor, photo: Tensor, total: Tensor) -> Tensor:
-        """dL/dimage [1, H, W, 3], overwritten by the next call; the loss is added to ``total`` [1].
-
-        ``image`` [1, H, W, 3] float32, ``photo`` [H, W, 3] bytes. Without SSIM when the image is smaller than a window.
-        """
-        height, width = photo.shape[:2]
-        numbers, windows = 3 * height * width, 3 * (height - WINDOW + 1) * (width - WINDOW + 1)
-        if min(height, width) < WINDOW:
-            difference = image - photo / 255
-            total += (1 - SSIM_WEIGHT) * difference.abs().mean()
-            return (1 - SSIM_WEIGHT) / numbers * torch.sign(difference)
-        line, block = 3 * width, kernels.BLOCK
-        grid = (triton.cdiv(line, block), height)
-        l1, ssim = (1 - SSIM_WEIGHT) / numbers, SSIM_WEIGHT / windows
-        grad, window = self._grad[:numbers].view(1, height, width, 3), self._window
-        kernels.blur_rows[grid](image, photo, window, self._maps, height, line, B=block)
-        inner = (grid[0], height - WINDOW + 1)
-        kernels.similarity[inner](self._maps, window, self._slopes, total, ssim, height, line, B=block)
-        kernels.spread_columns[grid](self._slopes, window, self._spread, height, line, B=block)
-        kernels.image_gradient[grid](image, photo, window, self._spread, grad, total, l1, ssim, height, line, B=block)
-        total += SSIM_WEIGHT
-        return grad
+        return by_means, by_scales, by_quats

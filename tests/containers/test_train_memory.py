@@ -1,0 +1,141 @@
+"""What is planned for a device's memory, and that a training with too little room goes on with less."""
+
+import numpy as np
+import pytest
+
+from job import StageError
+from train import checkpoint, memory
+from train.memory import OutOfDeviceMemory, Plan, Room
+
+GIB = 1 << 30
+T4, L4, H100 = (Room(int(0.96 * size) * GIB, size * GIB, host * GIB) for size, host in ((15, 14), (22, 14), (80, 200)))
+STANDARD = Plan(300_000, 1600)
+
+
+def test_the_formula_counts_the_arrays():
+    """Against bytes that are counted by hand for one Gaussian with SH of degree 3, and one photo of 1000x500."""
+    parameters = 3 + 3 + 4 + 1 + 48
+    buffers = 3 + 3 + 3 + 1 + 2 + 12 + 12 + 1  # directions, scales, conics, opacity, means2d, records, sums, depth
+    gsplat = (2 + 2 + 1 + 3) + (3 + 4 + 3) + 3  # projection, its gradients, tile counts (one int, one long)
+    assert memory.model_bytes(1, 3) == 4 * (3 * parameters + buffers + gsplat) + 4 * 48 + 6 * 24
+    assert memory.picture_bytes([(1000, 500), (10, 10)], 4000) == 500_000 * 3 * 4 * 5
+    assert memory.photo_bytes([(1000, 500)], 1000) == 3 * (500_000 + 125_000 + 31_250)
+    assert memory.photo_bytes([(1000, 500)] * 2, 500) == 2 * 3 * (125_000 + 31_250) + 2 * 3 * 125_000 // 16
+
+
+@pytest.mark.parametrize("room", [T4, L4, H100], ids=["T4", "L4", "H100"])
+def test_what_fits_is_taken_as_wanted(room):
+    sizes = [(4000, 3000)] * 300
+    assert memory.choose(STANDARD, sizes, 2, room) == STANDARD
+    assert memory.choose(Plan(1_000_000, 1600), sizes, 3, room) == Plan(1_000_000, 1600)
+
+
+def test_photos_go_to_the_host_first_and_then_it_is_halved():
+    many = [(8000, 6000)] * 250
+    assert memory.choose(Plan(1_000_000, 4000), many, 3, H100) == Plan(1_000_000, 4000)
+    assert memory.choose(Plan(1_000_000, 2500), many, 3, Room(4 * GIB, 5 * GIB, 64 * GIB)).pinned_photos
+    # 27 GB of photos, and the host is no larger: half the pixels, twice.
+    assert memory.choose(Plan(1_000_000, 6000), many, 3, T4) == Plan(1_000_000, 2999)
+    large = memory.choose(Plan(5_000_000, 1600), many, 3, Room(4 * GIB, 5 * GIB, 64 * GIB))
+    assert large.max_gaussians in (1_250_000, 2_500_000) and large.pinned_photos
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_plan_fits_and_is_never_more_than_wanted(seed):
+    rng = np.random.default_rng(seed)
+    sizes = [(int(w), int(h)) for w, h in rng.integers(300, 9000, (rng.integers(4, 800), 2))]
+    wanted = Plan(int(rng.integers(10_000, 5_000_000)), int(rng.integers(320, 8192)))
+    total = int(rng.uniform(4, 80) * GIB)
+    room = Room(int(0.9 * total), total, int(rng.uniform(8, 128) * GIB))
+    plan = memory.choose(wanted, sizes, 3, room)
+    assert memory.needed(plan, sizes, 3) <= 0.85 * total
+    assert plan.max_gaussians <= wanted.max_gaussians and plan.long_side <= wanted.long_side
+    if memory.needed(wanted, sizes, 3) <= 0.85 * total - memory.RESERVE:
+        assert plan == wanted
+
+
+def test_a_device_that_is_far_too_small_is_named():
+    with pytest.raises(StageError, match=r"not enough for .* Gaussians and 9 photos .* 0.3 GB are free") as caught:
+        memory.choose(STANDARD, [(4000, 3000)] * 9, 2, Room(300_000_000, GIB, GIB))
+    assert caught.value.code == "OUT_OF_GPU_MEMORY"
+
+
+class SmallEngine:
+    """An engine with room for so many Gaussians; its only parameter counts the steps."""
+
+    def __init__(self, plan, room):
+        self.capacity, self.room = plan.max_gaussians, room
+        if plan.max_gaussians > 4 * room:
+            raise OutOfDeviceMemory(f"The memory of a test is not enough for {plan.max_gaussians} Gaussians")
+        self.steps, self.logits = 0, np.linspace(-1, 1, 1000, dtype=np.float32)
+
+    def step(self):
+        self.steps += 1
+        if self.capacity > self.room and self.steps == 7:
+            raise OutOfDeviceMemory("The memory of a test is not enough for a step")
+
+    def state(self):
+        return {"steps": np.array(self.steps), "value_opacity_logits": self.logits}
+
+
+def test_a_full_device_is_tried_again_with_less_from_the_checkpoint(tmp_path):
+    """Too large to begin with, then full in the seventh step: the checkpoint of the fifth is gone on with."""
+    wanted, sizes, started, reasons = Plan(800_000, 640), [(640, 480)] * 4, [], []
+
+    def fingerprint(plan):
+        return {"engine": "test", "photos": ["a"], "max_gaussians": plan.max_gaussians, "size": [640, 480]}
+
+    def attempt(plan):
+        engine = SmallEngine(plan, 100_000)
+        if plan != wanted:
+            memory.carry_over(tmp_path, plan, fingerprint(plan))
+        saved = checkpoint.load(tmp_path)
+        if saved and saved[1]["fingerprint"] == fingerprint(plan):
+            engine.steps = int(saved[0]["steps"])
+        started.append((plan.max_gaussians, engine.steps))
+        while engine.steps < 10:
+            engine.step()
+            if engine.steps == 5:
+                checkpoint.save(tmp_path, engine.state(), {"fingerprint": fingerprint(plan)})
+        return engine.steps
+
+    def then(plan, reason):
+        reasons.append(reason)
+        return memory.less(plan, sizes, 2, 0, reason)
+
+    assert memory.with_less_when_full(attempt, wanted, then) == 10
+    assert started == [(400_000, 0), (200_000, 5), (100_000, 5)]
+    assert [reason.split("for ")[1] for reason in reasons] == ["800000 Gaussians", "a step", "a step"]
+    # After an interruption the next process begins with what worked.
+    assert memory.carried_over(tmp_path, wanted) == Plan(100_000, 640)
+    assert memory.carried_over(tmp_path, Plan(50_000, 640)) == Plan(50_000, 640)
+    assert memory.carried_over(tmp_path / "none", wanted) == wanted
+
+
+def test_it_ends_when_nothing_is_left_to_halve():
+    def attempt(plan):
+        raise OutOfDeviceMemory("The memory of a test is not enough for anything")
+
+    def then(plan, reason):
+        return memory.less(plan, [(640, 480)], 2, 0, reason)
+
+    with pytest.raises(StageError, match=r"10000 Gaussians .* 320 pixels: The memory of a test") as caught:
+        memory.with_less_when_full(attempt, Plan(40_000, 320), then)
+    assert caught.value.code == "OUT_OF_GPU_MEMORY"
+
+
+def test_a_checkpoint_of_another_training_is_not_carried_over(tmp_path):
+    before = {"engine": "test", "photos": ["a", "b"], "max_gaussians": 9, "size": [4, 4]}
+    checkpoint.save(tmp_path, {}, {"fingerprint": before})
+    memory.carry_over(tmp_path, STANDARD, {**before, "photos": ["a"], "max_gaussians": 5})
+    assert checkpoint.load(tmp_path)[1]["fingerprint"] == before
+
+
+def test_the_most_opaque_are_kept_in_their_order():
+    logits = np.array([0.5, -2, 3, 1, -1], np.float32)
+    assert memory.most_opaque(logits, 3).tolist() == [0, 2, 3]
+    assert memory.most_opaque(logits, 5).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_hosts_memory_is_known_here():
+    assert 0 < memory.host_room() < 1 << 46
