@@ -5,9 +5,9 @@ alpha = exp(-8 s) by a polynomial of degree 5 (relative error 8e-8) and three sq
 alpha at least 1/255 and at most 0.999, transmittance at least 1e-4.
 
 A pixel whose transmittance would fall below 1e-4 is finished; its transmittance is then kept with a minus sign, so
-that every later test fails by itself. Backward walks front to back again with the remainder (everything that lies
-behind the current Gaussian), so forward saves nothing but the image, and each (Gaussian, tile) pair writes its own
-slot: no atomics.
+that every later test fails by itself. Few pixels finish at a time, so this is a branch of its own. Backward walks
+front to back again with the remainder (everything that lies behind the current Gaussian), so forward saves nothing
+but the image and which blocks each (Gaussian, tile) pair touches, and each pair writes its own slot: no atomics.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from splat.simd import (
     load,
     lowest_bit,
     mask_bits,
+    prefetch,
     quads,
     select,
     store,
@@ -43,45 +44,64 @@ BLOCK_LIMIT = np.float32(np.log(255.0) / 8 + 1e-4)  # blocks are chosen a little
 P0, P1, P2, P3, P4, P5 = (
     np.float32(v) for v in (0.99999993, -0.99999302, 0.49988769, -0.16599458, 0.03980742, -0.00586762)
 )
-HALF, ONE, ZERO = np.float32(0.5), np.float32(1), np.float32(0)
+OPAQUE = np.float32(-np.log(0.999) / 8)  # a Gaussian that is nowhere cut to alpha 0.999 has at least this number e
+QUARTER, HALF, ONE, ZERO = np.float32(0.25), np.float32(0.5), np.float32(1), np.float32(0)
 TWO, THREE, FOUR = np.float32(2), np.float32(3), np.float32(4)
 # Where the table of a tile's blocks lies in a thread's work space: sixteen numbers each.
-VALUE, SLOPE_X, SLOPE_Y, PLACE_X, PLACE_Y = 1792, 1808, 1824, 1840, 1856
-WORK = 1872  # floats of work space
+VALUE, SLOPE_X, SLOPE_Y = 1792, 1808, 1824
+WORK = 1840  # floats of work space
+AHEAD = 8  # entries of a tile's list: so far ahead are records fetched
+# Moments of the places of a tile's blocks (x, y, xx, xy, yy in pixels), seen from each of the sixteen blocks.
+_away = 4.0 * (np.arange(4) - np.arange(4)[:, None])  # [from, to]
+_x, _y = np.broadcast_arrays(_away[None, :, None, :], _away[:, None, :, None])
+MOMENTS = np.stack([_x, _y, _x * _x, _x * _y, _y * _y]).astype(np.float32).ravel()
 quad0, quad1, quad2, quad3 = quads
 
 inline = njit(forceinline=True, nogil=True)
 
 
 @inline
-def touched_blocks(records: Any, base: Any, x: Any, y: Any, work: Any) -> Any:
-    """Bits of the tile's blocks in which some pixel centre may reach alpha 1/255; (x, y) is the tile's corner.
+def block_corners(records: Any, base: Any, x: Any, y: Any) -> Any:
+    """From the Gaussian's centre to the first pixel centre of each block of the tile at (x, y)."""
+    return lane_column() * FOUR + (HALF + x - records[base]), lane_row() * FOUR + (HALF + y - records[base + 1])
+
+
+@inline
+def touched_blocks(records: Any, base: Any, left: Any, top: Any) -> Any:
+    """Bits of the blocks in which some pixel centre may reach alpha 1/255.
 
     The least value of the quadratic form in a box that does not hold its centre lies on one of the sides that face it.
-    Leaves for each block, in ``work``, the place of its first pixel, and the form and its slopes there.
     """
     a, b, c, e = records[base + 2], records[base + 3], records[base + 4], records[base + 5]
-    left = lane_column() * FOUR + (HALF + x - records[base])
-    top = lane_row() * FOUR + (HALF + y - records[base + 1])
     right, bottom = left + THREE, top + THREE
-    zero = lanes(ZERO)
-    dx, dy = lane_max(lane_min(zero, right), left), lane_max(lane_min(zero, bottom), top)
+    dx, dy = lane_max(lane_min(right, ZERO), left), lane_max(lane_min(bottom, ZERO), top)
     dy1 = lane_max(lane_min(dx * records[base + 12], bottom), top)
     dx2 = lane_max(lane_min(dy * records[base + 9], right), left)
     side = (dx * a + dy1 * b) * dx + (dy1 * c) * dy1
     other = (dx2 * a + dy * b) * dx2 + (dy * c) * dy
-    store(work, VALUE, (left * a + top * b) * left + ((top * c) * top + e))
-    store(work, SLOPE_X, left * (a * TWO) + top * b)
-    store(work, SLOPE_Y, left * b + top * (c * TWO))
-    store(work, PLACE_X, left)
-    store(work, PLACE_Y, top)
-    return mask_bits(lane_min(side, other) + e <= lanes(BLOCK_LIMIT))
+    return mask_bits(lane_min(side, other) <= lanes(BLOCK_LIMIT - e))
 
 
 @inline
-def of_block(work: Any, table: Any, block: Any) -> Any:
-    """One number of ``touched_blocks`` in every lane."""
-    return lanes(work[np.uint64(table) + block])
+def tabulate(records: Any, base: Any, left: Any, top: Any, work: Any) -> Any:
+    """Leave for each block, in ``work``, the quadratic form at its first pixel and its slopes there.
+
+    Returns the form within a block, which is the same in all.
+    """
+    a, b, c, e = records[base + 2], records[base + 3], records[base + 4], records[base + 5]
+    bent, u, v = top * c, lane_column(), lane_row()
+    mixed = left * a + top * b
+    store(work, VALUE, mixed * left + (bent * top + e))
+    store(work, SLOPE_X, left * a + mixed)
+    store(work, SLOPE_Y, left * b + bent * TWO)
+    return (u * a + v * b) * u + (v * c) * v
+
+
+@inline
+def form_in_block(work: Any, block: Any, curve: Any) -> Any:
+    """The quadratic form at the pixels of a block, from what ``tabulate`` left."""
+    slope_x, slope_y = work[np.uint64(SLOPE_X) + block], work[np.uint64(SLOPE_Y) + block]
+    return curve + lane_column() * slope_x + lane_row() * slope_y + work[np.uint64(VALUE) + block]
 
 
 @inline
@@ -131,7 +151,7 @@ def blocks_to_rows(work: Any, start: Any, target: Any, at: Any, line: Any) -> No
 
 
 @njit(
-    "void(int64[::1],int64[::1],int64[::1],int32[::1],float32[::1],int64,int64,float32[::1],float32[::1],float32[::1])",
+    "void(int64[::1],int64[::1],int64[::1],int32[::1],uint16[::1],float32[::1],int64,int64,float32[::1],float32[::1],float32[::1])",
     nogil=True,
     cache=True,
 )
@@ -140,6 +160,7 @@ def blend(
     tile_order: Any,
     tile_start: Any,
     list_gaussian: Any,
+    list_blocks: Any,
     records: Any,
     width: int,
     height: int,
@@ -149,7 +170,7 @@ def blend(
 ) -> None:
     """Fill ``image`` [4, rows * 16, columns * 16]: red, green, blue with background, and transmittance.
 
-    ``work``: WORK floats of this thread's own.
+    Fills ``list_blocks`` too, the bits of the blocks that each pair touches. ``work``: WORK floats of this thread.
     """
     columns = (width + 15) // 16
     line = columns * 16
@@ -164,39 +185,39 @@ def blend(
         for i in range(256, 1024, 16):
             store(work, i, lanes(ZERO))
         fx, fy = np.float32(x), np.float32(y)
-        for entry in range(tile_start[tile], tile_start[tile + 1]):
+        end = tile_start[tile + 1]
+        for entry in range(tile_start[tile], end):
+            prefetch(records, np.int64(list_gaussian[min(entry + AHEAD, end - 1)]) * RECORD)
             base = np.int64(list_gaussian[entry]) * RECORD
-            bits = touched_blocks(records, base, fx, fy, work) & live
+            left, top = block_corners(records, base, fx, fy)
+            bits = touched_blocks(records, base, left, top) & live
+            list_blocks[entry] = bits
             if bits == 0:
                 continue
-            a, b, c = records[base + 2], records[base + 3], records[base + 4]
+            curve = tabulate(records, base, left, top, work)
             red, green, blue = lanes(records[base + 6]), lanes(records[base + 7]), lanes(records[base + 8])
-            u, v = lane_column(), lane_row()
-            curve = (u * a + v * b) * u + (v * c) * v
             while bits != 0:
                 block = lowest_bit(bits)
                 bits &= bits - np.uint64(1)
                 at = block * np.uint64(16)
-                s = (
-                    curve
-                    + u * of_block(work, SLOPE_X, block)
-                    + v * of_block(work, SLOPE_Y, block)
-                    + of_block(work, VALUE, block)
-                )
-                valid = s <= lanes(LIMIT)
+                s = form_in_block(work, block, curve)
                 t = load(work, at)
-                w = lane_min(alpha_of(s), ALPHA_MAX) * t
+                alpha = lane_min(alpha_of(s), ALPHA_MAX)
+                valid = (s <= lanes(LIMIT)) & (t > lanes(ZERO))
+                w = select(valid, alpha * t, lanes(ZERO))
                 after = t - w
-                counted = valid & (after > lanes(T_MIN))
-                w = select(counted, w, lanes(ZERO))
+                finished = valid & (after <= lanes(T_MIN))
+                if mask_bits(finished) != 0:
+                    w = select(finished, lanes(ZERO), w)
+                    after = select(finished, lanes(ZERO) - t, after)
+                    if mask_bits(after > lanes(ZERO)) == 0:
+                        live &= ~(np.uint64(1) << block)
                 store(work, 256 + at, w * red + load(work, 256 + at))
                 store(work, 512 + at, w * green + load(work, 512 + at))
                 store(work, 768 + at, w * blue + load(work, 768 + at))
-                t = select(counted, after, select(valid, lanes(ZERO) - lane_abs(t), t))
-                store(work, at, t)
-                if mask_bits(t > lanes(ZERO)) == 0:
-                    live &= ~(np.uint64(1) << block)
+                store(work, at, after)
             if live == 0:
+                list_blocks[entry + 1 : end] = 0
                 break
         for i in range(0, 256, 16):
             t = lane_abs(load(work, i))
@@ -210,7 +231,7 @@ def blend(
 
 
 @njit(
-    "void(int64[::1],int64[::1],int64[::1],int32[::1],int32[::1],float32[::1],int64,int64,float32[::1],float32[::1],float32[::1],float32[::1])",
+    "void(int64[::1],int64[::1],int64[::1],int32[::1],int32[::1],uint16[::1],float32[::1],int64,int64,float32[::1],float32[::1],float32[::1],float32[::1])",
     nogil=True,
     cache=True,
 )
@@ -220,6 +241,7 @@ def blend_backward(
     tile_start: Any,
     list_gaussian: Any,
     list_slot: Any,
+    list_blocks: Any,
     records: Any,
     width: int,
     height: int,
@@ -230,7 +252,7 @@ def blend_backward(
 ) -> None:
     """Fill each pair's slot (see ``project_backward``) from ``grad`` [4, …], dL/d(red, green, blue) and dL/dalpha.
 
-    ``image`` is what ``blend`` wrote. ``work``: WORK floats of this thread's own.
+    ``image`` and ``list_blocks`` are what ``blend`` wrote. ``work``: WORK floats of this thread's own.
     """
     columns = (width + 15) // 16
     line = columns * 16
@@ -242,7 +264,7 @@ def blend_backward(
             break
         tile = tile_order[turn]
         x, y = tile % columns * 16, tile // columns * 16
-        live = start_transmittance(work, width - x, height - y)
+        start_transmittance(work, width - x, height - y)
         for channel in range(3):
             rows_to_blocks(grad, channel * plane + y * line + x, line, work, 512 + 256 * channel)
         for channel in range(3):
@@ -255,73 +277,73 @@ def blend_backward(
         for i in range(0, 256, 16):
             store(work, 256 + i, load(work, 256 + i) - load(work, 1280 + i) * load(work, 1536 + i))
         fx, fy = np.float32(x), np.float32(y)
-        for entry in range(tile_start[tile], tile_start[tile + 1]):
+        end = tile_start[tile + 1]
+        for entry in range(tile_start[tile], end):
             slot = np.int64(list_slot[entry]) * 16
-            base = np.int64(list_gaussian[entry]) * RECORD
-            bits = touched_blocks(records, base, fx, fy, work) & live
+            bits = np.uint64(list_blocks[entry])
             if bits == 0:
                 store(slots, slot, zero)
                 continue
-            a, b, c = records[base + 2], records[base + 3], records[base + 4]
+            ahead = min(entry + AHEAD, end - 1)
+            prefetch(records, np.int64(list_gaussian[ahead]) * RECORD)
+            prefetch(slots, np.int64(list_slot[ahead]) * 16)
+            base = np.int64(list_gaussian[entry]) * RECORD
+            left, top = block_corners(records, base, fx, fy)
+            curve = tabulate(records, base, left, top, work)
+            opaque = records[base + 5] < OPAQUE
             red, green, blue = lanes(records[base + 6]), lanes(records[base + 7]), lanes(records[base + 8])
-            u, v = lane_column(), lane_row()
-            curve = (u * a + v * b) * u + (v * c) * v
+            near_x: Any = min(max(np.int64((records[base] - fx) * QUARTER), 0), 3)
+            near_y: Any = min(max(np.int64((records[base + 1] - fy) * QUARTER), 0), 3)
+            anchor = np.uint64(64 * near_y + 16 * near_x)
             sum_q, sum_x, sum_y, sum_xx, sum_xy, sum_yy = zero, zero, zero, zero, zero, zero
             sum_red, sum_green, sum_blue = zero, zero, zero
             while bits != 0:
                 block = lowest_bit(bits)
                 bits &= bits - np.uint64(1)
                 at = block * np.uint64(16)
-                s = (
-                    curve
-                    + u * of_block(work, SLOPE_X, block)
-                    + v * of_block(work, SLOPE_Y, block)
-                    + of_block(work, VALUE, block)
-                )
-                valid = s <= lanes(LIMIT)
+                s = form_in_block(work, block, curve)
                 t = load(work, at)
+                valid = (s <= lanes(LIMIT)) & (t > zero)
                 full = alpha_of(s)
-                alpha = lane_min(full, ALPHA_MAX)
+                alpha = select(valid, lane_min(full, ALPHA_MAX), zero)
                 w = alpha * t
                 after = t - w
-                counted = valid & (after > lanes(T_MIN))
-                w = select(counted, w, zero)
+                finished = valid & (after <= lanes(T_MIN))
+                if mask_bits(finished) != 0:
+                    w, alpha = select(finished, zero, w), select(finished, zero, alpha)
+                    after = select(finished, zero - t, after)
+                store(work, at, after)
                 grad_red, grad_green, grad_blue = load(work, 512 + at), load(work, 768 + at), load(work, 1024 + at)
-                shade = w * (grad_red * red + grad_green * green + grad_blue * blue)
-                behind = load(work, 256 + at) - shade
-                store(work, 256 + at, behind)
-                # alpha dL/dalpha = alpha (T shade - behind / (1 - alpha)); none where alpha was cut to 0.999.
-                q = shade - alpha * behind / (ONE - alpha)
-                q = select(counted & (full <= lanes(ALPHA_MAX)), q, zero)
-                bx, by = of_block(work, PLACE_X, block), of_block(work, PLACE_Y, block)
-                qx, qy = q * bx, q * by
-                sum_q += q
-                sum_x += qx
-                sum_y += qy
-                sum_xx += qx * bx
-                sum_xy += qx * by
-                sum_yy += qy * by
                 sum_red += w * grad_red
                 sum_green += w * grad_green
                 sum_blue += w * grad_blue
-                t = select(counted, after, select(valid, zero - lane_abs(t), t))
-                store(work, at, t)
-                if mask_bits(t > zero) == 0:
-                    live &= ~(np.uint64(1) << np.uint64(block))
-            # From the blocks' corners to the pixels: dx = bx + u, dy = by + v.
+                shade = grad_red * red + grad_green * green + grad_blue * blue
+                behind = load(work, 256 + at)
+                store(work, 256 + at, behind - w * shade)
+                # alpha dL/dalpha = alpha (T shade - what lies behind / (1 - alpha)); none where alpha was cut to 0.999.
+                q = alpha * (t * shade - behind) / (ONE - alpha)
+                if opaque:
+                    q = select(full <= lanes(ALPHA_MAX), q, zero)
+                place = anchor + block
+                sum_q += q
+                sum_x += q * MOMENTS[place]
+                sum_y += q * MOMENTS[place + np.uint64(256)]
+                sum_xx += q * MOMENTS[place + np.uint64(512)]
+                sum_xy += q * MOMENTS[place + np.uint64(768)]
+                sum_yy += q * MOMENTS[place + np.uint64(1024)]
+            # From the blocks' places to the pixels': in the anchor block each lane lies (dx, dy) from the centre.
+            dx = lane_column() + (HALF + fx + np.float32(4 * near_x) - records[base])
+            dy = lane_row() + (HALF + fy + np.float32(4 * near_y) - records[base + 1])
+            all_x, all_y = sum_x + dx * sum_q, sum_y + dy * sum_q
             sums = sums_of_nine(
                 sum_q,
-                sum_x + u * sum_q,
-                sum_xx + u * (TWO * sum_x + u * sum_q),
-                sum_y + v * sum_q,
-                sum_xy + u * sum_y + v * (sum_x + u * sum_q),
-                sum_yy + v * (TWO * sum_y + v * sum_q),
+                all_x,
+                sum_xx + dx * (sum_x + all_x),
+                all_y,
+                sum_xy + dx * sum_y + dy * all_x,
+                sum_yy + dy * (sum_y + all_y),
                 sum_red,
                 sum_green,
                 sum_blue,
             )
             store(slots, slot, sums)
-            if live == 0:
-                for rest in range(entry + 1, tile_start[tile + 1]):
-                    store(slots, np.int64(list_slot[rest]) * 16, zero)
-                break

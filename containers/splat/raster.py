@@ -89,6 +89,7 @@ class Rasterizer:
         self._work = [aligned(WORK) for _ in range(self.workers.threads)]
         self._slots = aligned(0)
         self._pairs = np.zeros((4, 0), np.int32)  # tile and Gaussian of each slot, Gaussian and slot of each list entry
+        self._list_blocks = np.zeros(0, np.uint16)
         self._image = aligned(0)
         self._per_gaussian(0)
 
@@ -122,12 +123,13 @@ class Rasterizer:
             self._tile_order,
             self._tile_start,
             self._list_gaussian,
+            self._list_blocks,
             self._records,
             view.width,
             view.height,
             np.asarray(background, np.float32),
             self._image,
-            own=(7, self._work),
+            own=(8, self._work),
         )
         return self._planes(self._image)
 
@@ -142,13 +144,14 @@ class Rasterizer:
             self._tile_start,
             self._list_gaussian,
             self._list_slot,
+            self._list_blocks,
             self._records,
             view.width,
             view.height,
             self._image,
             grad_image.reshape(-1),
             self._slots,
-            own=(9, self._work),
+            own=(10, self._work),
         )
         self.workers.run(
             project_backward,
@@ -180,6 +183,7 @@ class Rasterizer:
         tiles = -(-view.width // TILE) * -(-view.height // TILE)
         if self._pairs.shape[1] < self._slot_room:
             self._pairs = np.zeros((4, int(1.3 * self._slot_room)), np.int32)
+            self._list_blocks = np.zeros(self._pairs.shape[1], np.uint16)
         slot_tile, slot_gaussian, self._list_gaussian, self._list_slot = self._pairs
         counts = np.empty((parts, tiles), np.int64)
         self._slot_count[:padded] = 0

@@ -224,18 +224,34 @@ def _call(builder: Any, name: str, result: Any, args: list) -> Any:
     return builder.call(function, args)
 
 
-def _binary_intrinsic(name: str) -> Callable:
+def _smaller_or_larger(order: str) -> Callable:
     def typing(typingctx: Any, a: Any, b: Any) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return _call(builder, name, FLOATS, [_broadcast(builder, args[0]), _broadcast(builder, args[1])])
+            first, second = _broadcast(builder, args[0]), _broadcast(builder, args[1])
+            return builder.select(builder.fcmp_ordered(order, first, second), first, second)
 
         return signature(lanes_type, a, b), codegen
 
     return intrinsic(typing)
 
 
-lane_min = _binary_intrinsic("llvm.minnum.v16f32")
-lane_max = _binary_intrinsic("llvm.maxnum.v16f32")
+# The second argument where one of the two is not a number: so it is one instruction.
+lane_min = _smaller_or_larger("<")
+lane_max = _smaller_or_larger(">")
+
+
+@intrinsic
+def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Bring the cache line of ``array[index]`` near; any index is allowed."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
+        numbers = [ir.Constant(I32, value) for value in (0, 3, 1)]  # to read, often, data
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *numbers])
+        return context.get_dummy_value()
+
+    return signature(types.void, array, types.intp), codegen
 
 
 @intrinsic
