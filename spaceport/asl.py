@@ -94,6 +94,13 @@ class Execution:
         for frame in list(self.progress.frames.values()):
             self._later(frame)
 
+    def redrive(self) -> None:
+        """Go on after an end without success, at the state that was not done with."""
+        self._record("redriven")
+        self._on_status(self, "RUNNING")
+        self._watch_machine()
+        self._later(self.progress.root)
+
     def finish(self, status: str, output: Any = None, error: str | None = None, cause: str | None = None) -> None:
         """Close the execution: SUCCEEDED, FAILED, TIMED_OUT or ABORTED."""
         self._record("finished", status=status, output=output, error=error, cause=cause)
@@ -164,7 +171,7 @@ class Execution:
     def _watch_machine(self) -> None:
         timeout_s = self.progress.machine.timeout_s
         if timeout_s is not None:
-            due_at = self.progress.started["at"] + timeout_s
+            due_at = [self.progress.started["at"], *self.progress.redriven_at][-1] + timeout_s
             self._deadline = self.engine.clock.call_later(due_at - self._now(), self._machine_timed_out)
 
     def _machine_timed_out(self) -> None:

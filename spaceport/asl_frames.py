@@ -110,6 +110,7 @@ class Progress:
         self.tokens: dict[str, Frame | None] = {}
         self.event_count = 0
         self.started: dict[str, Any] = {}
+        self.redriven_at: list[float] = []
         self.finished: dict[str, Any] | None = None
         self.notified: set[str] = set()
 
@@ -178,6 +179,16 @@ class Progress:
         self.event_count += 1
         self.finished = record
         self._kill(self.root)
+
+    def _redriven(self, record: dict[str, Any]) -> None:
+        """Stand again before the state that had not succeeded, with its input; its retries are counted anew."""
+        self.event_count += 1
+        self.finished = None
+        self.notified.clear()
+        self.redriven_at.append(record["at"])
+        self.root.version += 1
+        self.root.clear_visit()
+        self.root.phase = RUN if self.root.next is None else MOVE
 
     def _notified(self, record: dict[str, Any]) -> None:
         self.notified.add(record["status"])

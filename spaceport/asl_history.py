@@ -68,6 +68,7 @@ def _events_of(record: dict[str, Any]) -> Events:
         "failed": _failed,
         "exited": lambda r: [(f"{r['kind']}StateExited", {"name": r["state"], "output": json.dumps(r["output"])})],
         "finished": _finished,
+        "redriven": lambda r: [("ExecutionRedriven", None)],
     }
     return make[record["type"]](record) if record["type"] in make else []
 
@@ -147,16 +148,24 @@ def describe(progress: Progress) -> dict[str, Any]:
         "startDate": datetime.fromtimestamp(started["at"], UTC),
         "input": json.dumps(started["input"]),
         "inputDetails": INCLUDED,
-        "redriveCount": 0,
-        "redriveStatus": "NOT_REDRIVABLE",
-        "redriveStatusReason": "RedriveExecution is not implemented",
+        **_redrive(progress, progress.status),
     }
+    if progress.redriven_at:
+        answer["redriveDate"] = datetime.fromtimestamp(progress.redriven_at[-1], UTC)
     if finished is not None:
         answer["stopDate"] = datetime.fromtimestamp(finished["at"], UTC)
         answer |= _without_none(error=finished["error"], cause=finished["cause"])
         if finished["status"] == "SUCCEEDED":
             answer |= {"output": json.dumps(finished["output"]), "outputDetails": INCLUDED}
     return answer
+
+
+def _redrive(progress: Progress, status: str) -> dict[str, Any]:
+    count = len(progress.redriven_at)
+    if status in REDRIVABLE:
+        return {"redriveCount": count, "redriveStatus": "REDRIVABLE"}
+    reason = f"Execution is {status} and cannot be redriven"
+    return {"redriveCount": count, "redriveStatus": "NOT_REDRIVABLE", "redriveStatusReason": reason}
 
 
 def status_change_detail(progress: Progress, status: str) -> dict[str, Any]:
@@ -181,10 +190,9 @@ def status_change_detail(progress: Progress, status: str) -> dict[str, Any]:
         "outputDetails": {"included": keeps_output} if succeeded else None,
         "stateMachineVersionArn": None,
         "stateMachineAliasArn": None,
-        "redriveCount": 0,
-        "redriveDate": None,
-        "redriveStatus": "REDRIVABLE" if status in REDRIVABLE else "NOT_REDRIVABLE",
-        "redriveStatusReason": None if status in REDRIVABLE else f"Execution is {status} and cannot be redriven",
+        "redriveDate": round(progress.redriven_at[-1] * 1000) if progress.redriven_at else None,
+        "redriveStatusReason": None,
+        **_redrive(progress, status),
         "error": finished["error"] if finished else None,
         "cause": finished["cause"] if finished else None,
     }

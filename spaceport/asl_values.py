@@ -32,7 +32,7 @@ class Values:
                 "Name": started["name"],
                 "RoleArn": started["role_arn"],
                 "StartTime": timestamp_text(started["at"]),
-                "RedriveCount": 0,
+                "RedriveCount": len(self.progress.redriven_at),
             },
             "State": {
                 "EnteredTime": timestamp_text(frame.entered_at),

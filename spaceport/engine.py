@@ -415,6 +415,7 @@ class StatesApi:
             "StopExecution": lambda: {
                 "stopDate": states.stop_execution(request["executionArn"], request.get("error"), request.get("cause"))
             },
+            "RedriveExecution": lambda: {"redriveDate": states.redrive_execution(request["executionArn"])},
             "ListExecutions": lambda: {
                 "executions": states.list_executions(request["stateMachineArn"], request.get("statusFilter"))
             },

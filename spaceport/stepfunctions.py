@@ -26,6 +26,7 @@ MACHINE_ARN = re.compile(r"arn:aws[a-z-]*:states:[a-z0-9-]+:\d{12}:stateMachine:
 FORBIDDEN_IN_NAME = re.compile(r"[\s<>{}\[\]?*\"#%\\^|~`$&,;:/\x00-\x1f\x7f-\x9f]")
 MAX_NAME_CHARACTERS = 80
 MAX_ERROR_CHARACTERS = 256
+REDRIVE_S = 14 * 86_400  # API reference, RedriveExecution
 MAX_CAUSE_CHARACTERS = 32_768
 STATUSES = ("RUNNING", "SUCCEEDED", "FAILED", "TIMED_OUT", "ABORTED")
 
@@ -68,6 +69,12 @@ class ExecutionAlreadyExists(ApiError):
 
 class ExecutionDoesNotExist(ApiError):
     code = "ExecutionDoesNotExist"
+
+
+class ExecutionNotRedrivable(ApiError):
+    """The execution runs, has succeeded, or ended too long ago; or it stands in a Parallel or Map state."""
+
+    code = "ExecutionNotRedrivable"
 
 
 class InvalidToken(ApiError):
@@ -230,6 +237,24 @@ class StepFunctions:
             assert execution.progress.finished is not None
             return datetime.fromtimestamp(execution.progress.finished["at"], UTC)
 
+    def redrive_execution(self, arn: str) -> datetime:
+        """Go on at the state that had not succeeded, with the same input and definition, and return the date.
+
+        A Fail state fails again (developer guide, "Restarting state machine executions with redrive", table of states).
+        Raises ExecutionDoesNotExist, ExecutionNotRedrivable.
+        """
+        with self._lock:
+            execution = self._execution(arn)
+            progress, now = execution.progress, self._engine.clock.now()
+            if progress.finished is None or progress.finished["status"] == "SUCCEEDED":
+                raise ExecutionNotRedrivable(f"Execution is {progress.status} and cannot be redriven")
+            if now.timestamp() - progress.finished["at"] > REDRIVE_S:
+                raise ExecutionNotRedrivable("Execution has exceeded its redrivable period of 14 days")
+            if progress.root.state.kind in ("Parallel", "Map"):
+                raise ExecutionNotRedrivable(f"redrive of a {progress.root.state.kind} state is not played locally")
+            execution.redrive()
+            return now
+
     def _execution(self, arn: str) -> Execution:
         if arn not in self._executions:
             raise ExecutionDoesNotExist(f"Execution Does Not Exist: '{arn}'")
@@ -308,13 +333,14 @@ class StepFunctions:
 
     def _status_changed(self, execution: Execution, status: str) -> None:
         if self._on_status_change is not None:
-            self._engine.clock.call_soon(partial(self._deliver, execution, status))
+            redrives = len(execution.progress.redriven_at)
+            self._engine.clock.call_soon(partial(self._deliver, execution, status, redrives))
 
-    def _deliver(self, execution: Execution, status: str) -> None:
+    def _deliver(self, execution: Execution, status: str, redrives: int) -> None:
         """Outside the lock, as the receiver may call back; noted afterwards: a crash repeats and never loses."""
         assert self._on_status_change is not None
         with self._lock:
-            if status in execution.progress.notified:
+            if status in execution.progress.notified or redrives != len(execution.progress.redriven_at):
                 return
             detail = status_change_detail(execution.progress, status)
         self._on_status_change(detail)
