@@ -20,11 +20,13 @@ from train.evaluate import mean_psnr, score, spread
 from train.exposure import compensated, is_compensated, measure
 from train.presets import Preset
 from train.schedule import Schedule
+from train.stragglers import find_stragglers
 from train.trainer import Result, Trainer, trainable
 
 SEED = 1
 OUTPUTS = ("scene.ply", "metrics.json")
 TRAIN_PSNR_PHOTOS = 8
+LOOK_LEVEL, LOOK_MOST = 4, 200  # training photos that are searched for stragglers, shrunk
 AROUND_TRAINING_S = 60.0  # loading before and measuring after it, which are paid too
 
 
@@ -77,7 +79,7 @@ def run(job: Job) -> None:
     else:
         trainer.start(initial_gaussians(scene, preset.max_gaussians, np.random.default_rng(SEED)))
     result = trainer.run()
-    write_results(job, engine, options, preset, data, exposure_spread, result)
+    write_results(job, engine, options, preset, scene, data, exposure_spread, result)
 
 
 def training_seconds(options: Options) -> float | None:
@@ -98,7 +100,14 @@ def open_scene(job: Job) -> Scene:
 
 
 def write_results(
-    job: Job, engine: Engine, options: Options, preset: Preset, data: Dataset, exposure_spread: float, result: Result
+    job: Job,
+    engine: Engine,
+    options: Options,
+    preset: Preset,
+    scene: Scene,
+    data: Dataset,
+    exposure_spread: float,
+    result: Result,
 ) -> None:
     """scene.ply, previews/ and metrics.json, in this order."""
     measuring = "Measuring quality"
@@ -108,6 +117,9 @@ def write_results(
     shown = score(engine, data.test or data.validation, degree, job.output / "previews")
     scores = shown if data.test else result.validation
     view = data.train[0].view
+    small = [photo.shrunk(LOOK_LEVEL) for photo in spread(data.train, LOOK_MOST)]
+    stragglers = find_stragglers(engine, scene, data.test or data.validation, shown, degree)
+    stragglers += find_stragglers(engine, scene, small, score(engine, small, degree), degree)
     metrics = {
         "seconds": round(time.time() - job.started_at, 2),
         "training_seconds": round(result.seconds, 2),
@@ -129,6 +141,7 @@ def write_results(
         "train_psnr": mean_psnr(engine, spread(data.train, TRAIN_PSNR_PHOTOS), degree),
         "heldout": scores,
         "heldout_are": "test" if data.test else "validation",
+        "stragglers": stragglers,
         "exposure": {"spread": round(exposure_spread, 4), "compensated": is_compensated(data)},
         "curve": result.curve,
         "versions": engine.versions(),
