@@ -18,6 +18,7 @@ class Matcher(StrEnum):
     EXHAUSTIVE = "exhaustive"
     SEQUENTIAL = "sequential"
     SPATIAL = "spatial"
+    RETRIEVAL = "retrieval"  # by likeness, with positions where there are some
 
 
 # Poses come from the middle octaves: above 1600 px features cost time and hardly move the poses. `high` keeps

@@ -32,6 +32,7 @@ def run(job: Job) -> None:
     work = job.scratch / "sfm"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
+    cpu = time.process_time()
     try:
         photos = prepare_photos(
             job.input("photos"),
@@ -40,6 +41,8 @@ def run(job: Job) -> None:
             progress=lambda done, total: job.progress(done, total, "photos", "Checking photos"),
             check_stop=job.check_stop,
         )
+        seconds, cpu_seconds = time.time() - job.started_at, time.process_time() - cpu
+        job.log("phase", phase="photos", seconds=round(seconds, 3), cpu_seconds=round(cpu_seconds, 3))
         for photo in photos:
             if photo.code:
                 job.log("photo_rejected", name=photo.name, code=photo.code, reason=photo.reason)
