@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import boto3
 import pytest
+from botocore.client import BaseClient
 from moto.s3.models import s3_backends
 
 import archives
@@ -366,30 +367,26 @@ def test_file_and_folder_of_one_name_do_not_meet_on_a_disk(cloud):
 
 
 class Watched:
-    """S3 with every call counted; ``before`` is called with operation, number and arguments."""
+    """Every call of the functions to S3; ``before`` is called with operation, number and parameters."""
 
-    def __init__(self, monkeypatch, before=lambda operation, number, arguments: None):
-        self.real, self.before = aws.s3(), before
+    def __init__(self, monkeypatch, before=lambda operation, number, parameters: None):
         self.calls: list[tuple[str, dict]] = []
         self.bytes = 0
-        monkeypatch.setattr(aws, "s3", lambda: self)
+        own, make = aws.s3(), BaseClient._make_api_call
+
+        def call(client, operation, parameters):
+            if client is not own:
+                return make(client, operation, parameters)
+            self.calls.append((operation, parameters))
+            before(operation, self.count(operation), parameters)
+            answer = make(client, operation, parameters)
+            self.bytes += answer["ContentLength"] if operation == "GetObject" else 0
+            return answer
+
+        monkeypatch.setattr(BaseClient, "_make_api_call", call)
 
     def count(self, operation: str) -> int:
         return sum(name == operation for name, _ in self.calls)
-
-    def get_paginator(self, name):
-        return self.real.get_paginator(name)
-
-    def __getattr__(self, operation):
-        def call(**arguments):
-            self.calls.append((operation, arguments))
-            self.before(operation, self.count(operation), arguments)
-            answer = getattr(self.real, operation)(**arguments)
-            if operation == "get_object":
-                self.bytes += answer["ContentLength"]
-            return answer
-
-        return call
 
 
 def test_repeated_call_goes_on_where_it_was(cloud, monkeypatch):
@@ -398,8 +395,8 @@ def test_repeated_call_goes_on_where_it_was(cloud, monkeypatch):
     uploaded_long_ago(UPLOADS + "photos.zip")
     monkeypatch.setattr(archives, "UNPACK_THREADS", 1)
 
-    def die(operation, number, arguments):
-        if operation == "put_object" and number == 6:
+    def die(operation, number, parameters):
+        if operation == "PutObject" and number == 6:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as first:
@@ -410,12 +407,12 @@ def test_repeated_call_goes_on_where_it_was(cloud, monkeypatch):
     with monkeypatch.context() as second:
         watched = Watched(second)
         assert run(cloud)["photos"] == 9
-    written = [arguments["Key"] for operation, arguments in watched.calls if operation == "put_object"]
+    written = [parameters["Key"] for operation, parameters in watched.calls if operation == "PutObject"]
     assert [key for key in written if key.startswith(WORK)] == [f"{WORK}photos.zip/IMG {n}.jpg" for n in (5, 6, 7)]
     with monkeypatch.context() as third:
         watched = Watched(third)
         assert run(cloud)["photos"] == 9
-    assert watched.count("put_object") == 2, "rejected.json and manifest.json"
+    assert watched.count("PutObject") == 2, "rejected.json and manifest.json"
     assert {name: body(f"{WORK}photos.zip/{name}") for name in EIGHT} == EIGHT
 
 
@@ -437,8 +434,8 @@ def test_archive_that_changes_after_listing_is_looked_at_again(cloud, monkeypatc
     upload(cloud, photos_zip=PLAIN)
     s3 = boto3.client("s3")
 
-    def strike(operation, number, arguments):
-        if operation == "get_object" and arguments["Key"].endswith(".zip") and reads.append(1) is None:
+    def strike(operation, number, parameters):
+        if operation == "GetObject" and parameters["Key"].endswith(".zip") and reads.append(1) is None:
             if len(reads) == read and change == "deleted":
                 s3.delete_object(Bucket=BUCKET, Key=UPLOADS + "photos.zip")
             elif len(reads) == read:
@@ -461,8 +458,8 @@ def test_photo_that_is_deleted_before_it_is_copied(cloud, monkeypatch):
     upload(cloud, photos_zip=PLAIN)
     cloud.put(UPLOADS + "direct.jpg", JPEG)
 
-    def strike(operation, number, arguments):
-        if operation == "copy_object":
+    def strike(operation, number, parameters):
+        if operation == "CopyObject":
             boto3.client("s3").delete_object(Bucket=BUCKET, Key=UPLOADS + "direct.jpg")
 
     with monkeypatch.context() as patch:
@@ -481,4 +478,4 @@ def test_only_what_is_needed_is_read(cloud, monkeypatch):
     watched = Watched(monkeypatch)
     assert run(cloud)["photos"] == 8
     assert watched.bytes < 3_000_000
-    assert watched.count("get_object") < 20
+    assert watched.count("GetObject") < 20
