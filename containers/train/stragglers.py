@@ -1,8 +1,9 @@
 """Photos whose error stays far above that of the others, and why.
 
-Three causes can be told apart by trying: the exposure (a gain and an offset per channel mend it), the pose (a small
-movement of the camera mends it, found by Gauss-Newton with derivatives from renders) and a background that the other
-photos hardly see (the error lies where the photo has no point of the sparse model).
+Four causes can be told apart by trying: the exposure (a gain and an offset per channel mend it), the pose (a small
+movement of the camera mends it, found by Gauss-Newton with derivatives from renders), a background that the other
+photos hardly see (the error lies where the photo has no point of the sparse model) and the light, such as the shadow
+of the photographer (a gain that changes slowly over the photo mends it).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from splat.cameras import Scene, View
 from splat.metrics import psnr
@@ -24,14 +26,18 @@ LONG_SIDE = 240  # pixels, for the search of the pose
 CAUSE_DB = 1.0  # a cause is named when its remedy brings at least this
 CELLS = 8  # along the long side: the grid in which points are counted
 UNSEEN_RATIO = 1.5  # of the squared error in cells without points and in those with some
+LIGHT_DB = 3.0  # so much more must a gain that varies over the photo bring than one that does not
+LIGHT_CELLS = (8, 6)
 STEPS, PROBE_PX = 6, 0.5
+DARKEST = 0.02  # 0..1, so that a gain stays finite
+BOX, BICUBIC = Image.Resampling.BOX, Image.Resampling.BICUBIC
 ROBUST = 0.05  # residuals above it count less, 0..1
 
 
 class Straggler(TypedDict):
     name: str
     psnr: float
-    reason: str  # exposure, pose, background, unknown
+    reason: str  # exposure, pose, background, light, unknown
     detail: str
 
 
@@ -59,13 +65,17 @@ def explain(engine: Engine, scene: Scene, photo: Photo, score: Score, sh_degree:
     pose = fit_pose(engine, scene, photo, sh_degree)
     by_pose = pose.psnr_after - pose.psnr_before
     without, beside = error_without_points(engine, scene, photo, sh_degree)
-    reason, detail = "unknown", "neither exposure nor pose nor unseen background explains it"
-    if max(by_exposure, by_pose) >= CAUSE_DB:
+    by_light = psnr_with_light(engine, photo, sh_degree) - score["psnr_fitted"]
+    reason, detail = "unknown", "neither exposure nor pose nor light nor an unseen background explains it"
+    if max(by_exposure, by_pose) >= max(CAUSE_DB, by_light):
         if by_exposure >= by_pose:
             reason, detail = "exposure", f"its brightness or colour differs: adapting both brings {by_exposure:.1f} dB"
         else:
             reason = "pose"
             detail = f"its camera is off by about {pose.moved_px:.1f} pixels: moving it brings {by_pose:.1f} dB"
+    elif by_light >= LIGHT_DB and without <= UNSEEN_RATIO * beside:
+        reason = "light"
+        detail = f"parts of it are lit differently, as by a shadow: adapting the light brings {by_light:.1f} dB"
     elif without > UNSEEN_RATIO * beside:
         reason = "background"
         detail = f"the error is {without / beside:.1f} times as large where other photos share no point with it"
@@ -141,6 +151,23 @@ def error_without_points(engine: Engine, scene: Scene, photo: Photo, sh_degree: 
     filled[y.clip(0, shape[0] - 1), x.clip(0, shape[1] - 1)] = True
     means = [float(sums[cells].sum() / max(sizes[cells].sum(), 1)) for cells in (~filled.ravel(), filled.ravel())]
     return means[0], means[1]
+
+
+def psnr_with_light(engine: Engine, photo: Photo, sh_degree: int) -> float:
+    """PSNR after a gain per channel that changes slowly over the photo, from the means of 8 x 6 cells."""
+    image, truth = render_clipped(engine, photo, sh_degree), (photo.pixels / 255.0).astype(np.float32)
+    gain = slowly(truth) / np.maximum(slowly(image), DARKEST)
+    return psnr(np.clip(image * gain, 0, 1), truth)
+
+
+def slowly(image: NDArray[np.floating]) -> NDArray[np.float32]:
+    """[H, W, 3] reduced to a few cells and enlarged again."""
+    size = image.shape[1::-1]
+    planes = [
+        Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize(LIGHT_CELLS, BOX).resize(size, BICUBIC)
+        for plane in image.transpose(2, 0, 1)
+    ]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
 
 
 def seen_points(scene: Scene, name: str) -> NDArray[np.float64]:

@@ -80,3 +80,12 @@ def test_a_background_that_the_model_lacks_is_named(engine):
     (found,) = reasons(engine, scene, photos)
     assert (found["name"], found["reason"]) == ("1.png", "background")
     assert "share no point" in found["detail"]
+
+
+def test_a_shadow_is_named(engine):
+    scene, photos = make_photos(engine)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    shadow = 1 - 0.6 / (1 + np.exp(-(x - WIDTH / 2 + 0.3 * (y - HEIGHT / 2)) / 4))
+    photos[3] = replace(photos[3], pixels=to_uint8(photos[3].pixels / 255 * shadow[..., None]))
+    (found,) = reasons(engine, scene, photos)
+    assert (found["name"], found["reason"]) == ("3.png", "light")
