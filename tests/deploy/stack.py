@@ -18,6 +18,7 @@ import boto3
 from tests.deploy.environments import BUILD, ROOT, clean_environment, run
 
 NAME = "spaceport"
+WAIT_S = 300  # a scene takes seconds; on a busy machine each function may need half a minute to start
 CERTIFICATE = BUILD / "endpoint.pem"
 LOG, FIGURES = BUILD / "deploy.log", BUILD / "deploy.json"  # what `sam` printed, and how long it took
 # Makefile of the functions: which wheels to fetch. The endpoint runs functions with this Python.
@@ -38,7 +39,7 @@ class Stack:
     def run_sam(self, *arguments: str | Path) -> str:
         env = clean_environment(AWS_ENDPOINT_URL=self.endpoint, AWS_CA_BUNDLE=str(CERTIFICATE), **KEYS)
         started = time.monotonic()
-        done = run([self.sam, *arguments, "--config-file", ROOT / "samconfig.toml"], env=env)
+        done = run([self.sam, *arguments, "--config-file", ROOT / "samconfig.toml"], env=env, timeout_s=900)
         took_s = round(time.monotonic() - started, 1)
         self.runs.append({"command": f"sam {arguments[0]}", "wall_s": took_s})
         with LOG.open("w" if len(self.runs) == 1 else "a") as log:
@@ -87,17 +88,17 @@ class Stack:
         self.client("sns").subscribe(TopicArn=self.outputs()["MessageTopicArn"], Protocol="sqs", Endpoint=arn)
         return url
 
-    def message(self, queue: str, wait_s: float = 120) -> dict[str, str]:
-        """The next message of the topic: Subject and Message."""
-        until = time.monotonic() + wait_s
+    def message(self, queue: str, scene: str) -> dict[str, str]:
+        """The next message of the topic about a scene (Subject and Message); others are dropped."""
+        until = time.monotonic() + WAIT_S
         sqs = self.client("sqs")
         while time.monotonic() < until:
             for message in sqs.receive_message(QueueUrl=queue, WaitTimeSeconds=2).get("Messages", []):
                 sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
-                return dict(json.loads(message["Body"]))
-        raise TimeoutError(
-            f"no message within {wait_s} s; executions: {self.executions()}; see build/deploy/endpoint.log"
-        )
+                body = dict(json.loads(message["Body"]))
+                if scene in body["Subject"]:
+                    return body
+        raise TimeoutError(f"no message about {scene} within {WAIT_S} s: {self.executions()}; see endpoint.log")
 
     def mails(self) -> list[dict[str, Any]]:
         """What SES has sent."""
@@ -137,12 +138,12 @@ class Stack:
         (execution,) = (name for name in self.executions() if name.startswith(scene))
         return f"spaceport-{execution.rpartition('-')[2].lower()}-{stage}-0"
 
-    def ended(self, scene: str, wait_s: float = 30) -> str:
+    def ended(self, scene: str) -> str:
         """Status of the execution of a scene, once it has one."""
-        until = time.monotonic() + wait_s
+        until = time.monotonic() + WAIT_S
         while time.monotonic() < until:
             for name, status in self.executions().items():
                 if name.startswith(scene) and status != "RUNNING":
                     return status
             time.sleep(0.5)
-        raise TimeoutError(f"the execution of {scene} has not ended within {wait_s} s: {self.executions()}")
+        raise TimeoutError(f"the execution of {scene} has not ended within {WAIT_S} s: {self.executions()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -155,6 +156,27 @@ def test_every_condition_can_be_on():
     key = stack.function("StartJobFunction").environment["KMS_KEY_ARN"]
     assert key.startswith("arn:aws:kms:us-east-1:")
     assert load_stack(TEMPLATE).function("StartJobFunction").environment["KMS_KEY_ARN"] == ""
+
+
+def test_actions_of_the_workflows_are_pinned_by_commit():
+    """A tag can be moved by whoever owns the action. The comment says which version it is."""
+    found = []
+    for file in (ROOT / ".github/workflows").glob("*.yaml"):
+        for line in file.read_text().splitlines():
+            used = re.search(r"uses: (\S+)(.*)", line)
+            if used and not used[1].startswith("./"):
+                found.append(used[1])
+                assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", used[1]), f"{file.name}: {used[1]}"
+                assert re.fullmatch(r" # v\d+\.\d+\.\d+", used[2]), f"{file.name}: {used[1]} has no version"
+    assert len(found) > 8
+
+
+def test_only_what_was_pushed_is_deployed():
+    """ci runs for pull requests of forks too, whose branch may be called main."""
+    workflow = yaml.safe_load((ROOT / ".github/workflows/deploy.yaml").read_text())
+    assert "workflow_run.event == 'push'" in workflow["jobs"]["build"]["if"]
+    assert workflow["jobs"]["dev"]["needs"] == "build"
+    assert workflow["jobs"]["prod"]["needs"] == "dev"
 
 
 # What a role needs of the own key for what it does elsewhere, by AWS's guides for S3, SNS and SageMaker.
