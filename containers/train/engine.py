@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -107,20 +106,20 @@ class Engine(Protocol):
 
 
 def gpu_available() -> bool:
-    """Whether torch with CUDA and gsplat are there. Does not import torch where gsplat is not installed."""
-    if importlib.util.find_spec("gsplat") is None or importlib.util.find_spec("torch") is None:
-        return False
-    import torch
+    """Whether there is a GPU that works. Does not import torch where gsplat is not installed."""
+    from train import device
 
-    return bool(torch.cuda.is_available())
+    return not device.fault(device.look())[0]
 
 
-def open_engine(photos: list[Photo], capacity: int, sh_degree: int, seed: int, gpu: bool) -> Engine:
-    """The GPU engine when ``gpu``, else the CPU engine."""
+def open_engine(
+    photos: list[Photo], capacity: int, sh_degree: int, seed: int, gpu: bool, pinned_photos: bool = False
+) -> Engine:
+    """The GPU engine when ``gpu`` (its photos in the host's memory when ``pinned_photos``), else the CPU engine."""
     if gpu:
         from train.engine_gpu import GpuEngine
 
-        return GpuEngine(photos, capacity, sh_degree, seed)
+        return GpuEngine(photos, capacity, sh_degree, seed, pinned_photos)
     from train.engine_cpu import CpuEngine
 
     return CpuEngine(photos, capacity, sh_degree, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict, replace
 from typing import Literal
 
 import numpy as np
@@ -13,11 +14,12 @@ from job.contract import write_json_atomically
 from splat.cameras import Scene, View, read_scene
 from splat.model import Gaussians, write_ply
 from splat.threads import available_cores
-from train import presets
+from train import device, memory, presets
 from train.dataset import Dataset, initial_gaussians, load_dataset
 from train.engine import Engine, Photo, gpu_available, open_engine
 from train.evaluate import mean_psnr, score, spread
 from train.exposure import compensated, is_compensated, measure
+from train.memory import Plan
 from train.presets import Preset
 from train.schedule import Schedule
 from train.stragglers import find_stragglers
@@ -51,10 +53,11 @@ class Options(BaseModel):
 
 def run(job: Job) -> None:
     options = Options(**job.options)  # type: ignore[arg-type]
-    gpu = gpu_available()
+    choice = device.choose()
+    job.log("engine", engine="gpu" if choice.gpu else "cpu", reason=choice.reason)
     preset = presets.choose(
         options.preset,
-        gpu,
+        choice.gpu,
         options.max_gaussians,
         options.max_iterations,
         options.max_image_long_side,
@@ -63,17 +66,42 @@ def run(job: Job) -> None:
     )
     job.progress(0, 1, "sets", "Loading photos")
     scene = open_scene(job)
+    sizes = [(view.width, view.height) for view in scene.views]
+    wanted = Plan(preset.max_gaussians, preset.long_side)
+    plan = memory.carried_over(job.checkpoints, wanted)
+    if choice.gpu:
+        plan = memory.choose(plan, sizes, preset.sh_degree, device.room())
+    job.log("memory", wanted=asdict(wanted), planned=asdict(plan))
+
+    def attempt(plan: Plan) -> None:
+        fitting = replace(preset, max_gaussians=plan.max_gaussians, long_side=plan.long_side)
+        train(job, options, fitting, scene, choice.gpu, None if plan == wanted else plan)
+
+    def with_less(plan: Plan, reason: str) -> Plan:
+        plan = memory.less(plan, sizes, preset.sh_degree, memory.host_room(), reason)
+        job.log("out of memory", reason=reason, planned=asdict(plan))
+        return plan
+
+    memory.with_less_when_full(attempt, plan, with_less)
+
+
+def train(job: Job, options: Options, preset: Preset, scene: Scene, gpu: bool, smaller: Plan | None) -> None:
+    """From the photos to the results. ``smaller``: the plan when it is not what was asked for.
+
+    Raises OutOfDeviceMemory.
+    """
     with_validation = preset.stop_on_plateau or not options.test_photos
     data = load_dataset(scene, preset.long_side, with_validation, options.test_photos)
     exposure_spread = 0.0
     if options.exposure == "auto":
         data, exposure_spread = measure(scene, data)
-    engine = open_engine(
-        [compensated(photo) for photo in trainable(data)], preset.max_gaussians, preset.sh_degree, SEED, gpu
-    )
+    photos, pinned = [compensated(photo) for photo in trainable(data)], smaller is not None and smaller.pinned_photos
+    engine = open_engine(photos, preset.max_gaussians, preset.sh_degree, SEED, gpu, pinned)
     job.log("loaded", photos=len(scene.views), points=len(scene.points_xyz), device=engine.device, engine=engine.name)
     job.log("exposure", spread=exposure_spread, compensated=is_compensated(data))
     trainer = Trainer(job, engine, preset, data, available_cores(), SEED)
+    if smaller:
+        memory.carry_over(job.checkpoints, smaller, trainer.fingerprint())
     if trainer.resume():
         job.log("resumed", iteration=trainer.at.iteration, elapsed_s=trainer.at.elapsed_s)
     else:
@@ -153,6 +181,7 @@ def write_results(
 
 def selfcheck() -> None:
     """A few steps on a made-up photo: every kernel is compiled and runs, and the loss falls."""
+    device.check_installation()
     rng = np.random.default_rng(SEED)
     view = View("check", 48, 32, np.array([[50.0, 0, 24], [0, 50, 16], [0, 0, 1]]), np.eye(4))
     photo = Photo(view, np.full((32, 48, 3), 200, np.uint8))

@@ -1,10 +1,14 @@
 """What is planned for a device's memory, and that a training with too little room goes on with less."""
 
+import json
+
 import numpy as np
 import pytest
 
-from job import StageError
-from train import checkpoint, memory
+from job import Job, JobKind, StageError
+from tests.containers.test_train_stage import prepare, write_scene
+from train import checkpoint, memory, stage, trainer
+from train.engine_cpu import CpuEngine
 from train.memory import OutOfDeviceMemory, Plan, Room
 
 GIB = 1 << 30
@@ -139,3 +143,29 @@ def test_the_most_opaque_are_kept_in_their_order():
 
 def test_the_hosts_memory_is_known_here():
     assert 0 < memory.host_room() < 1 << 46
+
+
+def test_the_stage_goes_on_with_half_the_gaussians(tmp_path, monkeypatch, capsys):
+    """An engine that is full in its thirtieth step when it may have more than 10,000 Gaussians."""
+    write_scene(tmp_path / "sfm")
+
+    class FullEngine(CpuEngine):
+        taken = 0
+
+        def step(self, *arguments):
+            self.taken += 1
+            if self.taken == 30 and self.capacity > 10_000:
+                raise OutOfDeviceMemory("The memory of a test is not enough for a step")
+            super().step(*arguments)
+
+    monkeypatch.setattr(stage, "open_engine", lambda photos, n, degree, seed, *_: FullEngine(photos, n, degree, seed))
+    monkeypatch.setattr(trainer, "CHECKPOINT_EVERY_S", 0.0)
+    root = prepare(tmp_path / "ml", tmp_path / "sfm", max_gaussians=40_000, max_iterations=100)
+    stage.run(Job.open("train", JobKind.TRAINING, root))
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    halved = [event["planned"]["max_gaussians"] for event in events if event["event"] == "out of memory"]
+    resumed = [event["iteration"] for event in events if event["event"] == "resumed"]
+    assert halved == [20_000, 10_000]
+    assert len(resumed) == 2 and 0 < resumed[0] < resumed[1] < 60
+    metrics = json.loads((root / "model/metrics.json").read_text())
+    assert metrics["iterations"] == 100 and 600 <= metrics["gaussians"] <= 10_000
