@@ -51,6 +51,51 @@ def test_second_upload_after_the_end_is_a_second_job():
     assert [row["photos"] for row in jobs_of(world).values()] == [9, 10]
 
 
+PLAIN_OPTIONS = b'{"email": "ada@example.org", "title": "My house"}'
+
+
+@pytest.mark.parametrize(
+    ("options", "first", "title"),
+    [
+        (PLAIN_OPTIONS, True, "My house"),
+        (PLAIN_OPTIONS, False, "My house"),
+        (b'{"ready": true, "title": "My house"}', False, "My house"),
+        (b"{}", True, None),
+        (None, False, None),
+    ],
+)
+def test_options_first_last_or_missing(options, first, title):
+    world = World(deployed(), Plan(options=options, options_first=first))
+    world.run()
+    assert invariants.check(world) == []
+    (job,) = jobs_of(world).values()
+    assert (job["status"], job["photos"]) == ("SUCCEEDED", 9)
+    assert (job["options"].get("title"), job["options"]["preset"]) == (title, "standard")
+
+
+def test_ready_options_before_the_photos_close_the_upload_too_early():
+    """As documented: what comes after them is a new upload, which waits for the quiet period."""
+    options = b'{"ready": true, "email": "ada@example.org"}'
+    world = World(deployed(), Plan(options=options, options_first=True, photo_gap_s=5, possible=("NO_PHOTOS",)))
+    world.run()
+    assert invariants.check(world) == []
+    first, second = jobs_of(world).values()
+    assert (first["status"], first["failure"]["code"]) == ("FAILED", "NO_PHOTOS")
+    assert (second["status"], second["photos"]) == ("SUCCEEDED", 9)
+
+
+@pytest.mark.parametrize("name", ["sub/job.json", "Job.json", "job.json.txt", "job.json ", ".job.json"])
+def test_only_the_options_of_the_scene_itself_count(name):
+    world = World(deployed(), Plan(options=None))
+    world.s3.put(f"uploads/{SCENE}/{name}", b'{"preset": "draft", "ready": true}')
+    world.s3.put(f"uploads/{SCENE}-2/job.json", b"not JSON at all, of another scene")
+    world.run()
+    jobs = {row["scene"]: row for row in jobs_of(world).values()}
+    assert jobs[SCENE]["status"] == "SUCCEEDED"
+    assert jobs[SCENE]["options"]["preset"] == "standard"
+    assert jobs[f"{SCENE}-2"]["failure"]["code"] == "BAD_OPTION"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -140,6 +185,15 @@ def test_one_archive_is_one_job():
     (job,) = jobs_of(world).values()
     assert (job["status"], job["photos"], job["rejected"]) == ("SUCCEEDED", 12, 0)
     assert unpacked(world) == {f"photos.zip/{name}": body for name, body in ZIPPED.items()}
+
+
+def test_two_thousand_photos_in_one_archive_are_one_job():
+    world = World(deployed(), Plan(photos=0))
+    world.s3.put(f"uploads/{SCENE}/photos.zip", fn_zips.make({f"{number}.jpg": JPEG for number in range(2000)}))
+    world.run()
+    assert invariants.check(world) == []
+    (job,) = jobs_of(world).values()
+    assert (job["status"], job["photos"]) == ("SUCCEEDED", 2000)
 
 
 @pytest.mark.parametrize("after", [False, True])
