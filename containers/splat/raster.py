@@ -12,7 +12,7 @@ from splat.cameras import View
 from splat.model import Gaussians
 from splat.projection import CLIP, LOGIT, MEAN, QUAT, RECORD, SCALE, SH, project, project_backward
 from splat.threads import Workers
-from splat.tiles import TILE, emit, scatter
+from splat.tiles import TILE, emit, scatter, sort_by_depth, start_lists
 
 Floats = NDArray[np.float32]
 
@@ -98,6 +98,7 @@ class Rasterizer:
         self._records = aligned(stride * RECORD, 0.0)
         self._depth, self._tiles = aligned(stride), aligned(stride)
         self._first_slot, self._slot_count = np.zeros(stride, np.int64), np.zeros(stride, np.int32)
+        self._order, self._keys = np.zeros((2, stride), np.int32), np.zeros((2, stride), np.uint32)
 
     def forward_packed(self, rows: Floats, n: int, sh_degree: int, view: View, background: Sequence[float]) -> Floats:
         """[4, H16, W16] red, green, blue (with background) and transmittance; sizes rounded up to whole tiles.
@@ -170,28 +171,29 @@ class Rasterizer:
     def _bin(self) -> None:
         """Depth order, then the list of each tile."""
         view, padded = self._view, 16 * self._groups
-        order = np.argsort(self._depth[:padded])
-        visible = int(np.count_nonzero(np.isfinite(self._depth[:padded])))
-        order = np.ascontiguousarray(order[:visible])
-        room = np.zeros(visible + 1, np.int64)
-        np.cumsum(self._tiles[order], out=room[1:], dtype=np.int64)
-        self._slot_room = int(room[-1])
-        parts = max(1, -(-visible // BLOCK_MAX))
-        blocks = np.linspace(0, visible, parts + 1).astype(np.int64)
-        starts = room[blocks[:-1]]
-        ends = starts.copy()
-        tiles = -(-view.width // TILE) * -(-view.height // TILE)
+        blocks, room = np.empty((2, padded // BLOCK_MAX + 2), np.int64)
+        parts, self._slot_room = sort_by_depth(
+            self._depth[:padded].view(np.uint32),
+            self._tiles,
+            self._order,
+            self._keys,
+            BLOCK_MAX,
+            blocks,
+            room,
+            self._slot_count,
+        )
         if self._pairs.shape[1] < self._slot_room:
             self._pairs = np.zeros((4, int(1.3 * self._slot_room)), np.int32)
             self._list_blocks = np.zeros(self._pairs.shape[1], np.uint16)
         slot_tile, slot_gaussian, self._list_gaussian, self._list_slot = self._pairs
-        counts = np.empty((parts, tiles), np.int64)
-        self._slot_count[:padded] = 0
+        tiles = -(-view.width // TILE) * -(-view.height // TILE)
+        places, self._tile_start = np.empty((parts, tiles), np.int32), np.empty(tiles + 1, np.int64)
+        starts = room.copy()
         self.workers.run(
             emit,
-            order,
+            self._order[0],
             blocks,
-            ends,
+            room,
             self._records,
             view.width,
             view.height,
@@ -199,26 +201,12 @@ class Rasterizer:
             slot_gaussian,
             self._first_slot,
             self._slot_count,
-            counts,
+            places,
         )
-        # Place of each (tile, block) in the lists: tile by tile, in each tile block by block.
-        places = np.empty((tiles, parts), np.int64)
-        total = np.cumsum(counts.T.ravel(), out=places.reshape(-1))[-1]
-        places -= counts.T
-        self._tile_start = np.append(places[:, 0], total)
-        self._tile_order = np.argsort(
-            -np.diff(self._tile_start), kind="stable"
-        )  # long tiles first: no thread waits at the end
-        self.workers.run(
-            scatter,
-            starts,
-            ends,
-            slot_tile,
-            slot_gaussian,
-            np.ascontiguousarray(places.T),
-            self._list_gaussian,
-            self._list_slot,
-        )
+        start_lists(places, self._tile_start)
+        # Long tiles first: no thread waits at the end.
+        self._tile_order = np.argsort(-np.diff(self._tile_start), kind="stable")
+        self.workers.run(scatter, starts, room, slot_tile, slot_gaussian, places, self._list_gaussian, self._list_slot)
 
     def _planes(self, image: Floats) -> Floats:
         return image.reshape(4, -1, -(-self._view.width // TILE) * TILE)

@@ -3,13 +3,17 @@ autograd.
 """
 
 import autograd.numpy as anp
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from autograd import grad as autograd_grad
+from numba import njit
 
+from splat import blend
 from splat.cameras import View, rotation_matrix
 from splat.model import Gaussians
 from splat.raster import Rasterizer
+from splat.tiles import sort_by_depth
 
 FIELDS = ("means", "log_scales", "quats", "opacity_logits", "sh")
 WIDTH, HEIGHT = 53, 38
@@ -228,3 +232,36 @@ def test_a_rasterizer_can_change_size_and_model():
         rgb, _ = rasterizer.forward(gaussians, view)
         fresh, _ = Rasterizer(1).forward(gaussians, view)
         assert np.array_equal(rgb, fresh)
+
+
+@pytest.mark.parametrize("n", [0, 1, 16, 5000])
+def test_depth_order_is_that_of_a_stable_sort(n):
+    rng = np.random.default_rng(n)
+    depth = rng.choice(np.exp(rng.uniform(-4, 9, max(n // 2, 1))), n).astype(np.float32)
+    depth[::7] = np.inf
+    tiles = rng.integers(1, 9, n).astype(np.float32)
+    seen = int(np.isfinite(depth).sum())
+    order, keys, slot_count = np.zeros((2, n), np.int32), np.zeros((2, n), np.uint32), np.ones(n, np.int32)
+    blocks, room = np.zeros((2, n // 300 + 2), np.int64)
+    parts, slots = sort_by_depth(depth.view(np.uint32), tiles, order, keys, 300, blocks, room, slot_count)
+    wanted = np.argsort(depth, kind="stable")[:seen]
+    assert np.array_equal(order[0, :seen], wanted) and not slot_count.any()
+    assert blocks[: parts + 1].tolist() == [*range(0, seen, 300), seen]
+    before = np.concatenate([[0], np.cumsum(tiles[wanted])])
+    assert room[: parts + 1].tolist() == before[blocks[: parts + 1]].tolist() and slots == before[-1]
+
+
+@pytest.mark.parametrize("kernel", [blend.blend, blend.blend_backward], ids=["forward", "backward"])
+def test_blending_is_vector_instructions(kernel):
+    """Fused multiplications of whole registers and none of single numbers, with AVX-512 and with AVX2 only."""
+    fresh = njit(nogil=True)(kernel.py_func)  # what comes from the cache cannot be inspected
+    fresh.compile(kernel.signatures[0])
+    code = next(iter(fresh.inspect_llvm().values()))
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    for cpu, register in (("skylake-avx512", "%zmm"), ("haswell", "%ymm")):
+        machine = llvm.Target.from_triple("x86_64-unknown-linux-gnu").create_target_machine(cpu=cpu, opt=3)
+        lines = machine.emit_assembly(llvm.parse_assembly(code)).splitlines()
+        fused = [line for line in lines if "vfmadd" in line]
+        assert sum(register in line for line in fused) >= 15
+        assert not any("ss\t" in line for line in fused)
