@@ -5,13 +5,15 @@
 Quality: three trainings of the same photos at 1200 pixels (seeds 1, 2, 3); the figures are those of the run with the
 median PSNR. Seconds are those of the training loop: loading and evaluation come on top. Held out: every 8th photo by
 name. Speed: steps at full resolution of a model that was trained to 300,000 Gaussians with SH of degree 3, and where
-the device spends them. Results: benchmarks/results/training-h100.json.
+the device spends them. Results: benchmarks/results/training-h100.json; the one of 2026-11-23 names no commit, it was
+recorded with 8d00c80.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -62,6 +64,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "machine": trainer.engine.device,
         "versions": trainer.engine.versions(),
+        "commit": commit(),
         "command": "python benchmarks/training_gpu.py SFM_FOLDER",
         "figures": {
             "plush_psnr": median["psnr"],
@@ -75,6 +78,15 @@ def main() -> None:
     arguments.result.parent.mkdir(parents=True, exist_ok=True)
     arguments.result.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
+
+
+def commit() -> str:
+    """Of the code that is measured; "+" after it: with changes."""
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def train(scene: Scene, data: Dataset, preset: Preset, seed: int) -> tuple[Trainer, Result]:

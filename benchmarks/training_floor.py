@@ -1,0 +1,134 @@
+"""The bytes that a step of GPU training must move, and the time they take: python benchmarks/training_floor.py
+
+Prints the tables of docs/gpu-training.md (--write puts them in). Everything here is computed: floats that each kernel
+reads and writes once, at the bandwidth of the data sheets; nothing was measured. "Before" are the kernels that
+benchmarks/results/training-h100.json was measured with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
+
+from train import memory  # noqa: E402
+from train.memory import Plan, Room  # noqa: E402
+
+PAGE = ROOT / "docs" / "gpu-training.md"
+BANDWIDTH = {"H100": 3.35e12, "T4": 0.32e12, "L4": 0.30e12}  # bytes a second, NVIDIA's data sheets
+GAUSSIANS, PIXELS, SH = 300_000, 1200 * 900, 48  # SH numbers of a Gaussian, degree 3
+PAIRS_EACH = 3  # tile intersections of a Gaussian; assumed
+# Reading and writing keys (8 bytes) and ids (4) once, in six passes of a radix sort over 43 bits, and by its readers.
+PAIR_BYTES = 12 + (8 + 6 * 24) + 12
+GPUS = {
+    "T4, 16 GB": (15, 16),
+    "L4 or A10G, 24 GB": (22, 32),
+    "H100, 80 GB": (79, 200),
+}  # GiB on the device, of the host
+PHOTOS = [(4000, 3000)] * 300
+WANTED = (Plan(300_000, 1600), Plan(1_000_000, 1600), Plan(5_000_000, 4000))
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floats (4 bytes) that a part of a step moves, of each Gaussian or pixel. ``None``: it is not there any more."""
+
+    name: str
+    before: float | None
+    after: float | None
+    of: int  # how many Gaussians or pixels
+
+
+WORK = (
+    Work("activations", 14, 8, GAUSSIANS),
+    Work("projection (gsplat)", 19, 19, GAUSSIANS),
+    Work("colours (gsplat, before)", 3 + SH + 3, None, GAUSSIANS),
+    Work("records, with the colours now", 21, 23 + SH, GAUSSIANS),
+    Work("tile lists (gsplat), assumed", PAIRS_EACH * PAIR_BYTES / 4, PAIRS_EACH * PAIR_BYTES / 4, GAUSSIANS),
+    Work("blend, forward and backward", 12 + 12 + 12 + 9, 12 + 12 + 12 + 9, GAUSSIANS),
+    Work("blend, image and its gradient", 3 + 3 + 3, 3 + 3 + 3, PIXELS),
+    # Bytes of the photo are 0.75 of a float for three channels.
+    Work("loss: blurred maps (before)", 3.75 + 15 + 15, None, PIXELS),
+    Work("loss: SSIM and its slopes", 9, 3.75 + 9, PIXELS),
+    Work("loss: adjoint along columns (before)", 9 + 9, None, PIXELS),
+    Work("loss: gradient", 9 + 3.75 + 3, 9 + 3.75 + 3, PIXELS),
+    Work("gradients by the projected", 28, 20, GAUSSIANS),
+    Work("SH backward (gsplat, before)", 3 + 3 + SH + 2 * (SH + 3), None, GAUSSIANS),
+    Work("projection backward (gsplat)", 41, 41, GAUSSIANS),
+    Work("Adam on SH, with SH backward now", 7 * SH, 3 + 12 + 12 + 6 * SH + 3, GAUSSIANS),
+    Work("Adam on the rest", 84, 91, GAUSSIANS),
+)
+
+
+def floor_table() -> str:
+    """Megabytes and milliseconds of each part, before and now."""
+    rows = ["| part of a step | MB before | MB now | " + " | ".join(f"{gpu}, ms now" for gpu in BANDWIDTH) + " |"]
+    rows.append("|---|---|---|" + "---|" * len(BANDWIDTH))
+    for work in WORK:
+        cells = [megabytes(work.before, work.of), megabytes(work.after, work.of)]
+        cells += [milliseconds(4 * (work.after or 0) * work.of, gpu) if work.after else "" for gpu in BANDWIDTH]
+        rows.append(f"| {work.name} | " + " | ".join(cells) + " |")
+    before, after = totals()
+    for name, total in (("sum before", before), ("**sum now**", after)):
+        cells = [f"{before / 1e6:,.0f}" if total == before else "", f"{after / 1e6:,.0f}" if total == after else ""]
+        rows.append(f"| {name} | " + " | ".join(cells + [milliseconds(total, gpu) for gpu in BANDWIDTH]) + " |")
+    return "\n".join(rows)
+
+
+def totals() -> tuple[float, float]:
+    """Bytes of a step, before and now."""
+    before = sum(4 * (work.before or 0) * work.of for work in WORK)
+    return before, sum(4 * (work.after or 0) * work.of for work in WORK)
+
+
+def megabytes(floats: float | None, of: int) -> str:
+    return "" if floats is None else f"{4 * floats * of / 1e6:,.0f}"
+
+
+def milliseconds(size: float, gpu: str) -> str:
+    return f"{1e3 * size / BANDWIDTH[gpu]:.2f}"
+
+
+def memory_table() -> str:
+    """What is planned on each GPU for 300 photos of 12 megapixels."""
+    rows = ["| wanted: Gaussians, long side | needed | " + " | ".join(GPUS) + " |", "|---|---|" + "---|" * len(GPUS)]
+    for wanted in WANTED:
+        cells = [f"{wanted.max_gaussians:,}, {wanted.long_side} px", f"{memory.needed(wanted, PHOTOS, 3) / 1e9:.1f} GB"]
+        for device, host in GPUS.values():
+            # What is free after CUDA has started: 0.5 GiB are its own.
+            room = Room((2 * device - 1) << 29, device << 30, host << 30)
+            plan = memory.choose(wanted, PHOTOS, 3, room)
+            kept = "photos in the host's memory" if plan.pinned_photos else "photos on the GPU"
+            same = (
+                "as wanted" if (plan.max_gaussians, plan.long_side) == (wanted.max_gaussians, wanted.long_side) else ""
+            )
+            cells.append(f"{same or f'{plan.max_gaussians:,}, {plan.long_side} px'}; {kept}")
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def with_tables(page: str) -> str:
+    for name, table in (("floor", floor_table()), ("memory", memory_table())):
+        start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        before, rest = page.split(start)
+        page = before + start + table + end + rest.split(end)[1]
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/gpu-training.md")
+    if parser.parse_args().write:
+        PAGE.write_text(with_tables(PAGE.read_text()))
+        return
+    before, after = totals()
+    print(floor_table(), memory_table(), sep="\n\n")
+    print(f"\nper step {before / 1e6:,.0f} MB before, {after / 1e6:,.0f} MB now")
+
+
+if __name__ == "__main__":
+    main()
