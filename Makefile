@@ -2,6 +2,8 @@
 # make test   unit, state machine, stage and end-to-end tests
 # make ci     what continuous integration runs: lint, types, tests, images, deployment
 # make images-test   build the container images and run them under SageMaker's contract (needs Docker, or root)
+# make gpu-image     build the GPU variant of the training image and judge what needs no GPU (30 GB of disk, about an hour)
+# make vulnerabilities   known vulnerabilities of the tested images (needs grype and its database)
 # make local-images  the same images for `spaceport run --jobs docker`
 PYTHON ?= python3
 VENV   ?= .venv
@@ -10,7 +12,7 @@ DEMO   ?= demo
 PYTEST_ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help install install-dev demo test lint types ci lock clean browser engine local-images images-test
+.PHONY: help install install-dev demo test lint types ci lock clean browser engine local-images images-test gpu-image vulnerabilities
 
 help:
 	@sed -n 's/^# make/make/p' $(MAKEFILE_LIST)
@@ -58,6 +60,13 @@ build/images/sdk/.installed: tests/images/sdk-requirements.txt
 images-test: install-dev engine build/images/sdk/.installed
 	$(BIN)/python -m pytest -m images tests/images $(PYTEST_ARGS)
 
+gpu-image: install-dev engine build/images/sdk/.installed
+	PYTHONPATH=containers $(BIN)/python -m images.build --engine gpu --tag gpu train
+	$(BIN)/python -m pytest -m images tests/images/test_gpu_image.py $(PYTEST_ARGS)
+
+vulnerabilities: install
+	PYTHONPATH=containers $(BIN)/python -m images.vulnerabilities
+
 lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -70,7 +79,7 @@ ci: browser lint types test images-test test-deploy
 lock:
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q requirements/run.in -o requirements/run.txt
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q requirements/dev.in -o requirements/dev.txt
-	cd containers/requirements && for set in sfm train train-gpu compress build; do \
+	cd containers/requirements && for set in sfm train train-gpu cuda compress build; do \
 		../../$(BIN)/uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url \
 			--no-header -q -c ../../requirements/run.txt $$set.in -o $$set.txt; done
 

@@ -21,9 +21,12 @@ from pathlib import Path
 from images.engine import Engine, NoEngine, running_engine
 
 CONTEXT = Path(__file__).resolve().parent.parent
+LOGS = CONTEXT.parent / "build" / "images"
 STAGES = ("sfm", "train", "compress")
 REGISTRY_BASE = "debian:bookworm-slim"
 LOCAL_BASE = "spaceport/base:bookworm"
+# Arguments of the Dockerfile that are passed on when they are set here.
+OPTIONAL_ARGUMENTS = ("CUDA_MIRROR", "CUDA_COMPILER", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS")
 # As in the official slim image: no documentation but the licences.
 CUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 KEPT = ("/usr/share/doc/*/copyright",)
@@ -82,6 +85,7 @@ def apt_sources() -> list[str]:
 def build(engine: Engine, stage: str, tag: str, base: str, variant: str = "cpu", no_cache: bool = False) -> Built:
     """Build one image. Raises RuntimeError with the end of the build's output when it fails."""
     arguments = {"BASE": base, "ENGINE": variant, "VERSION": version(), "REVISION": revision()}
+    arguments |= {name: os.environ[name] for name in OPTIONAL_ARGUMENTS if os.environ.get(name)}
     command = ["build", "--progress", "plain", "--target", stage, "--tag", tag]
     for name, value in arguments.items():
         command += ["--build-arg", f"{name}={value}"]
@@ -89,10 +93,12 @@ def build(engine: Engine, stage: str, tag: str, base: str, variant: str = "cpu",
         command += ["--secret", f"id={secret},src={file}"]
     if no_cache:
         command.append("--no-cache")
+    LOGS.mkdir(parents=True, exist_ok=True)
+    log = LOGS / f"{stage}-{variant}.log"
     started = time.monotonic()
-    done = engine.docker(*command, CONTEXT, timeout_s=4 * 3600 if variant == "gpu" else 1800)
+    engine.docker(*command, CONTEXT, timeout_s=4 * 3600 if variant == "gpu" else 1800, log=log)
     seconds = time.monotonic() - started
-    output = done.stdout + done.stderr
+    output = log.read_text(encoding="utf-8", errors="replace")
     size = int(engine.docker("image", "inspect", "--format", "{{.Size}}", tag).stdout)
     return Built(stage, tag, seconds, size, output.count(" DONE "), output.count(" CACHED"))
 

@@ -41,23 +41,28 @@ class Engine:
         return {**os.environ, "DOCKER_BUILDKIT": "1", **({"DOCKER_HOST": self.host} if self.host else {})}
 
     def docker(
-        self, *arguments: str | Path, timeout_s: float = 600, check: bool = True
+        self, *arguments: str | Path, timeout_s: float = 600, check: bool = True, log: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run the client. Raises RuntimeError with its output when ``check`` is set and it fails."""
+        """Run the client; its output goes to the file ``log`` as it comes, or else into the result.
+
+        Raises RuntimeError with the end of the output when ``check`` is set and it fails.
+        """
         command = [self.client, *map(str, arguments)]
-        done = subprocess.run(
-            command,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-            errors="replace",
-        )
-        if check and done.returncode:
-            raise RuntimeError(
-                f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-6000:]}"
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(log.open("wb")) if log else None
+            done = subprocess.run(
+                command,
+                env=self.environment,
+                stdout=file or subprocess.PIPE,
+                stderr=file or subprocess.PIPE,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+                errors="replace",
             )
+        if check and done.returncode:
+            said = log.read_text(errors="replace") if log else done.stdout[-2000:] + done.stderr
+            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{said[-6000:]}")
         return done
 
 

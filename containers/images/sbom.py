@@ -12,8 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-DPKG_FORMAT = "${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\n"
+DPKG_FORMAT = "${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\t${source:Package}\t${source:Version}\n"
 
 
 def python_packages(python: Path) -> dict[str, Any]:
@@ -24,15 +25,21 @@ def python_packages(python: Path) -> dict[str, Any]:
 
 
 def debian_packages(root: Path) -> list[dict[str, Any]]:
-    """One component for each package installed under ``root``, with the licences its copyright file names."""
+    """One component for each package installed under ``root``, with the licences its copyright file names.
+
+    The purl names the source package ("upstream") where it is another: Debian's advisories are about sources.
+    """
     command = ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "-W", f"-f={DPKG_FORMAT}"]
     listing = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     components = []
     for line in listing.splitlines():
-        status, name, version, architecture = line.split("\t")
+        status, name, version, architecture, source, source_version = line.split("\t")
         if not status.startswith("ii"):
             continue
-        purl = f"pkg:deb/debian/{name}@{version.replace('+', '%2B')}?arch={architecture}&distro=bookworm"
+        purl = f"pkg:deb/debian/{quote(name)}@{quote(version)}?arch={architecture}&distro=debian-12"
+        if (source, source_version) != (name, version):
+            upstream = source if source_version == version else f"{source}@{source_version}"
+            purl += f"&upstream={quote(upstream)}"
         component: dict[str, Any] = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
         names = debian_licences(root / "usr/share/doc" / name / "copyright")
         if names:
