@@ -34,7 +34,8 @@ signal.signal(signal.SIGTERM, signal.SIG_DFL)  # importing pycolmap installs a h
 
 Array = np.ndarray[Any, Any]
 
-RETRY_BELOW = 0.6  # share of photos registered; below, once more with the strong settings
+THOROUGH_BELOW = 0.9  # share of photos registered; below, the mapper runs once more, with its own settings
+RETRY_BELOW = 0.6  # below, everything runs once more with the strong settings
 MIN_REGISTERED, MIN_REGISTERED_SHARE = 5, 0.25
 UNDISTORTED_QUALITY = 95
 MATCH_BLOCKS = 50  # how often match progress becomes visible; at the end of each the cores wait for the last pair
@@ -55,10 +56,11 @@ class Settings:
     name: str
     first_octave: int  # -1 doubles the image first
     max_features: int
+    settle_sooner: bool
 
 
-FAST = Settings("fast", 0, 4096)
-STRONG = Settings("strong", -1, 8192)
+FAST = Settings("fast", 0, 4096, settle_sooner=True)
+STRONG = Settings("strong", -1, 8192, settle_sooner=False)
 
 
 def main() -> None:
@@ -188,8 +190,7 @@ def map_photos(request: dict[str, Any], gps: Positions, matcher: Matcher, settin
             match(database, names, more, folder / "more.txt", guided)
             pairs += more
     with phase("mapping"):
-        models = run_mapper(database, prepared, folder / "models", len(photos))
-    model = max(models, key=lambda m: (m.num_reg_images(), m.num_points3D()), default=None)
+        model, models = best_model(database, prepared, folder, len(photos), settings.settle_sooner)
     registered = model.num_reg_images() if model is not None else 0
     send(
         log={
@@ -199,7 +200,7 @@ def map_photos(request: dict[str, Any], gps: Positions, matcher: Matcher, settin
             "pairs": len(pairs),
             "registered": registered,
             "photos": len(photos),
-            "models": len(models),
+            "models": models,
         }
     )
     return Attempt(database, model, registered)
@@ -272,14 +273,29 @@ def match(database: Path, names: list[str], pairs: list[tuple[int, int]], file: 
         pycolmap.match_image_pairs(database, matching, pairing)
 
 
-def run_mapper(database: Path, prepared: Path, folder: Path, photos: int) -> list[Any]:
+def best_model(database: Path, prepared: Path, folder: Path, photos: int, sooner: bool) -> tuple[Any, int]:
+    """The model with the most photos, or None, and how many were found; ``sooner``: see ``settle_sooner``."""
+    models = run_mapper(database, prepared, folder / "models", photos, sooner)
+    if sooner and most_registered(models) < THOROUGH_BELOW * photos:
+        thorough = run_mapper(database, prepared, folder / "thorough", photos, sooner=False)
+        send(log={"event": "mapped_again", "before": most_registered(models), "now": most_registered(thorough)})
+        models = max(models, thorough, key=most_registered)
+    return max(models, key=lambda m: (m.num_reg_images(), m.num_points3D()), default=None), len(models)
+
+
+def most_registered(models: list[Any]) -> int:
+    return max((model.num_reg_images() for model in models), default=0)
+
+
+def run_mapper(database: Path, prepared: Path, folder: Path, photos: int, sooner: bool) -> list[Any]:
     """Incremental mapping; all models found, perhaps none."""
     folder.mkdir()
     options = pycolmap.IncrementalPipelineOptions()
     options.random_seed = SEED
     options.min_model_size = min(10, max(3, photos // 4))
     options.max_num_models = 5
-    settle_sooner(options)
+    if sooner:
+        settle_sooner(options)
     registered = 0
 
     def start() -> None:
