@@ -14,7 +14,9 @@ from splat.metrics import WINDOW
 from train.engine import Rates
 
 TILE, WARPS, PIXELS = 32, 2, 2  # side of a tile, warps of a thread block, pixels of a lane (see raster.cu)
-THREADS, STRIP = 128, 32  # columns and rows of a block in loss.cu
+THREADS = 128  # columns of a block in loss.cu
+LOSS_BLOCKS = 600  # about as many as an H100 runs at a time
+STRIPS = 16, 64  # rows of a block: at least, for few rows that two blocks need, and at most
 PER_BLOCK = 128  # Gaussians
 RECORD = 12  # floats, as in raster.cu
 GEOMETRY = 11  # moments of a Gaussian's mean (3), scale (3), quaternion (4) and opacity
@@ -23,7 +25,7 @@ SSIM_WEIGHT = 0.2
 SOURCES = {
     Path(__file__).with_name("gaussians.cu"): {},
     Path(__file__).with_name("raster.cu"): {"TILE": TILE, "WARPS": WARPS, "PIXELS": PIXELS},
-    Path(__file__).with_name("loss.cu"): {"THREADS": THREADS, "STRIP": STRIP},
+    Path(__file__).with_name("loss.cu"): {"THREADS": THREADS},
 }
 
 
@@ -125,10 +127,17 @@ def loss(kernels: Any, image: Any, photo: Any, width: int, height: int, slopes: 
     l1, ssim = 1 / (line * height), 0.0
     if windows:
         l1, ssim = (1 - SSIM_WEIGHT) * l1, SSIM_WEIGHT / windows
-        inner = blocks(line - 3 * (WINDOW - 1), THREADS), blocks(height - WINDOW + 1, STRIP)
-        kernels["similarity"](inner, THREADS, image, photo, slopes, total, ssim, height, line)
-    whole = blocks(line, THREADS), blocks(height, STRIP)
-    kernels["image_gradient"](whole, THREADS, image, photo, slopes, grad, total, l1, ssim, height, line)
+        inner, strip = loss_blocks(line - 3 * (WINDOW - 1), height - WINDOW + 1)
+        kernels["similarity"](inner, THREADS, image, photo, slopes, total, ssim, height, line, strip)
+    whole, strip = loss_blocks(line, height)
+    kernels["image_gradient"](whole, THREADS, image, photo, slopes, grad, total, l1, ssim, height, line, strip)
+
+
+def loss_blocks(columns: int, rows: int) -> tuple[tuple[int, int], int]:
+    """(blocks across and down, rows of each)."""
+    across = blocks(columns, THREADS)
+    strip = min(max(blocks(rows * across, LOSS_BLOCKS), STRIPS[0]), STRIPS[1])
+    return (across, blocks(rows, strip)), strip
 
 
 def update_colors(

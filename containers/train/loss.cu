@@ -1,10 +1,10 @@
 // 0.8 L1 + 0.2 (1 - SSIM) of an image and a photo, and its gradient by the image. Compiled at start by NVRTC.
 //
 // An image [H, W, 3] is read as H rows of ``line`` = 3 W numbers, so a pixel to the right is three numbers away. A block has
-// THREADS columns and walks down STRIP rows: each row is blurred across from shared memory, and the sums of the 11 windows
+// THREADS columns and walks down ``strip`` rows: each row is blurred across from shared memory, and the sums of the 11 windows
 // that the row is in stay in registers, so no blurred map is ever written. Windows are whole, named by their first pixel.
 
-// THREADS and STRIP are given by launches.py
+// THREADS is given by launches.py
 #define TAPS 11
 #define REACH (TAPS - 1)
 #define HALO (3 * REACH)
@@ -42,10 +42,11 @@ __device__ float2 pair(const float *image, const unsigned char *photo, int row, 
 
 // ``slopes`` [3, H, line]: SSIM of each window by its E[x], E[xx] and E[xy]. Adds ``ssim`` times the sum of 1 - SSIM.
 extern "C" __global__ void __launch_bounds__(THREADS) similarity(const float *image, const unsigned char *photo, float *slopes,
-                                                                 float *total, float ssim, int height, int line) {
+                                                                 float *total, float ssim, int height, int line,
+                                                                 int strip) {
     __shared__ float2 rows[2][THREADS + HALO];
-    int t = threadIdx.x, column = blockIdx.x * THREADS + t, top = blockIdx.y * STRIP;
-    int end = min(top + STRIP, height - REACH) + REACH;
+    int t = threadIdx.x, column = blockIdx.x * THREADS + t, top = blockIdx.y * strip;
+    int end = min(top + strip, height - REACH) + REACH;
     bool live = column < line - HALO;
     size_t plane = (size_t)height * line;
     float x[TAPS] = {}, y[TAPS] = {}, xx[TAPS] = {}, yy[TAPS] = {}, xy[TAPS] = {}, dissimilar = 0.f;
@@ -92,9 +93,9 @@ __device__ float3 slope(const float *slopes, int row, int column, int height, in
 // The adjoint of the blur, and from it the gradient of l1 * sum |x - y| - ssim * sum SSIM by x. Adds l1 * sum |x - y|.
 extern "C" __global__ void __launch_bounds__(THREADS)
     image_gradient(const float *image, const unsigned char *photo, const float *slopes, float *grad, float *total, float l1,
-                   float ssim, int height, int line) {
+                   float ssim, int height, int line, int strip) {
     __shared__ float3 rows[2][THREADS + HALO];
-    int t = threadIdx.x, column = blockIdx.x * THREADS + t, top = blockIdx.y * STRIP, end = min(top + STRIP, height);
+    int t = threadIdx.x, column = blockIdx.x * THREADS + t, top = blockIdx.y * strip, end = min(top + strip, height);
     bool live = column < line;
     float x[TAPS] = {}, xx[TAPS] = {}, xy[TAPS] = {}, apart = 0.f;
     float3 next = slope(slopes, top - REACH, column, height, line), before = make_float3(0.f, 0.f, 0.f);

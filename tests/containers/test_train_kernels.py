@@ -137,8 +137,16 @@ def reference_loss(x, y):
     return 0.8 * l1 + 0.2 * (1 - anp.mean(ssim))
 
 
+def test_blocks_of_the_loss_cover_the_image_and_fill_the_device():
+    assert launches.loss_blocks(3600, 900) == ((29, 21), 44)
+    assert launches.loss_blocks(900, 225) == ((8, 15), 16)
+    assert launches.loss_blocks(24_000, 6000) == ((188, 94), 64)
+
+
+@pytest.mark.parametrize("blocks", [1, 600])
 @pytest.mark.parametrize("size", [(97, 75), (11, 11), (60, 42), (9, 40), (40, 9)])
-def test_loss_and_its_gradient(ordered, arrays, size):
+def test_loss_and_its_gradient(ordered, arrays, monkeypatch, size, blocks):
+    monkeypatch.setattr(launches, "LOSS_BLOCKS", blocks)
     width, height = size
     rng = np.random.default_rng(width)
     photo = rng.integers(0, 256, (height, width, 3))
