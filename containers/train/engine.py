@@ -65,6 +65,10 @@ class Engine(Protocol):
     def step(self, photo: int, level: int, sh_degree: int, rates: Rates) -> None:
         """One optimiser step on training photo number ``photo``, shrunk by ``level``."""
 
+    def blame(self, photo: int, level: int, sh_degree: int) -> NDArray[np.float32]:
+        """[N] the error of a training photo, shrunk by ``level``, that is each Gaussian's: the sum over the pixels of
+        |render - photo| (mean over channels) times the Gaussian's weight in the pixel."""
+
     def mean_loss(self) -> float:
         """Mean loss of the steps since the last call; NaN when there was none. May wait for the device."""
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from splat.cameras import View
 from splat.loss import PhotoLoss, to_planes
-from splat.model import Gaussians
+from splat.model import SH_C0, Gaussians
 from splat.projection import LOGIT, MEAN, QUAT, SCALE, SH
 from splat.raster import HIDDEN, Rasterizer, pack, unpack, zero_rows
 from train.engine import LEVELS, Photo, Rates
@@ -81,6 +81,16 @@ class CpuEngine:
         correct1, correct2 = 1 / (1 - float(BETA1) ** self._steps), 1 / (1 - float(BETA2) ** self._steps)
         first, second = self._first.reshape(-1), self._second.reshape(-1)
         workers.run(adam, groups, stride, per_row, params, grads, first, second, correct1, correct2)
+
+    def blame(self, photo: int, level: int, sh_degree: int) -> NDArray[np.float32]:
+        # With the error as dL/dimage, the gradient by a colour is the error weighted as the colour is.
+        view, target = self._levels[level][photo]
+        image = self._rasterizer.forward_packed(self._rows, self._count, sh_degree, view, BLACK)
+        error = np.zeros_like(image)
+        inside = np.s_[:3, : view.height, : view.width]
+        error[inside] = np.abs(image[inside] - target[inside] / np.float32(255)).mean(axis=0)
+        self._rasterizer.backward_packed(error, self._grads)
+        return self._grads[SH : SH + 3, : self._count].mean(axis=0) / np.float32(SH_C0)
 
     def mean_loss(self) -> float:
         mean = self._loss_sum / self._loss_count if self._loss_count else float("nan")

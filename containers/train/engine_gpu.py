@@ -25,6 +25,7 @@ from train.memory import OutOfDeviceMemory, most_opaque
 from train.raster_gpu import Camera, Model, Rasterizer
 
 DEVICE = "cuda"
+COLOR = 6  # where a colour's gradient begins in a row of the rasterizer's sums
 COLUMNS = 32  # a row of numbers by component is a multiple of this: rows begin at whole memory transactions
 
 
@@ -148,6 +149,17 @@ class GpuEngine:
             rates,
             self._seed,
         )
+
+    @torch.no_grad()
+    def blame(self, photo: int, level: int, sh_degree: int) -> NDArray[np.float32]:
+        # With the error as dL/dimage, the gradient by a colour is the error weighted as the colour is.
+        camera = self._photos.cameras[level][photo]
+        with self._memory(f"{self._count} Gaussians at {camera.width}x{camera.height} pixels"):
+            self._photos.ask(photo, level)
+            image = self._rasterizer.forward(self._model, camera, sh_degree)
+            error = (image - self._photos.get() / 255).abs().mean(dim=2, keepdim=True).expand(-1, -1, 3).contiguous()
+            self._rasterizer.backward(error)
+        return self._rasterizer.sums[:, COLOR : COLOR + 3].mean(dim=1).cpu().numpy()
 
     def mean_loss(self) -> float:
         mean = float(self._loss) / self._loss_count if self._loss_count else float("nan")

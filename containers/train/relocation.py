@@ -36,28 +36,40 @@ def split_values(opacity: NDArray, copies: NDArray) -> tuple[NDArray, NDArray]:
     return new, factor
 
 
-def refine(engine: Engine, rng: np.random.Generator, growth: float, grow: bool) -> tuple[int, int]:
-    """Relocate the dead, then grow by the fraction ``growth`` up to the engine's capacity; returns both numbers."""
+def refine(
+    engine: Engine, rng: np.random.Generator, growth: float, grow: bool, weights: NDArray | None = None
+) -> tuple[int, int]:
+    """Relocate the dead, then grow by the fraction ``growth`` up to the engine's capacity; returns both numbers.
+
+    ``weights`` [N]: how likely a Gaussian is to be split; its opacity when they are missing or all zero.
+    """
     opacity = engine.opacities().astype(np.float64)
     dead = np.flatnonzero(opacity <= DEAD_OPACITY)
     alive = np.flatnonzero(opacity > DEAD_OPACITY)
     if len(alive) == 0:
         return 0, 0
     if len(dead):
-        _split(engine, _draw(rng, alive, opacity, len(dead)), dead, opacity, rest_sources=True)
+        _split(engine, _draw(rng, alive, opacity, weights, len(dead)), dead, opacity, rest_sources=True)
     n = engine.count()
     added = min(engine.capacity, int(n * (1 + growth))) - n if grow else 0
     if added > 0:
         opacity = engine.opacities().astype(np.float64)
-        _split(engine, _draw(rng, np.arange(n), opacity, added), np.arange(n, n + added), opacity, rest_sources=False)
+        _split(
+            engine,
+            _draw(rng, np.arange(n), opacity, weights, added),
+            np.arange(n, n + added),
+            opacity,
+            rest_sources=False,
+        )
     return len(dead), max(added, 0)
 
 
-def _draw(rng: np.random.Generator, candidates: NDArray, opacity: NDArray, count: int) -> NDArray[np.int64]:
-    weights = np.cumsum(opacity[candidates])
-    return candidates[
-        np.searchsorted(weights, rng.random(count) * weights[-1], side="right").clip(max=len(weights) - 1)
-    ]
+def _draw(
+    rng: np.random.Generator, candidates: NDArray, opacity: NDArray, weights: NDArray | None, count: int
+) -> NDArray[np.int64]:
+    chances = opacity if weights is None or not weights[candidates].any() else weights
+    total = np.cumsum(chances[candidates], dtype=np.float64)
+    return candidates[np.searchsorted(total, rng.random(count) * total[-1], side="right").clip(max=len(total) - 1)]
 
 
 def _split(engine: Engine, sources: NDArray, targets: NDArray, opacity: NDArray, rest_sources: bool) -> None:

@@ -14,15 +14,17 @@ from train.engine import Rates
 class Schedule:
     """All fractions are of the whole training. Rates are those at the beginning."""
 
-    half_from: float = 0.06  # resolution / 4 before, / 2 from here
-    full_from: float = 0.25
+    half_from: float = 0.1  # resolution / 4 before, / 2 from here
+    full_from: float = 0.5
     sh_step: float = 0.08  # SH degree d from d * sh_step
     refine_until: float = 0.85  # relocation, growth and noise
     refine_every: int = 50  # steps
     growth: float = 0.08  # per refinement
+    score_photos: int = 4  # whose error says which Gaussians are split, per refinement; 0: opacity alone says it
+    cool_from: float = 0.0  # rates are constant before
     means_rate: float = 1e-3  # times the extent of the scene
     means_final: float = 0.01  # its factor at the end
-    rate: float = 1.5  # factor of every other rate
+    rate: float = 2.5  # factor of every other rate
     rate_final: float = 0.2  # its factor at the end
     noise: float = 2.5e5  # times the means' rate, in a scene of extent 1
     opacity_pull: float = 0.01
@@ -39,8 +41,9 @@ class Schedule:
 
     def rates(self, progress: float, extent: float) -> Rates:
         """``extent`` is the size of the scene in scene units (see ``scene_extent``)."""
-        means = self.means_rate * extent * self.means_final**progress
-        factor = self.rate * self.rate_final**progress
+        cooled = max(0.0, progress - self.cool_from) / (1 - self.cool_from)
+        means = self.means_rate * extent * self.means_final**cooled
+        factor = self.rate * self.rate_final**cooled
         refining = progress < self.refine_until
         return Rates(
             means=means,

@@ -26,6 +26,7 @@ MOST_ROLLBACKS = 3
 SLOWER = 0.5  # factor of the step size after a rollback
 EVALUATIONS = 10  # points of the curve
 STOP_EVALUATIONS = 20  # the same, when the stop rule is in use
+SCORE_LEVEL = 4  # photos are shrunk by this to tell where the error is
 CURVE_PHOTOS = 8
 COOL_DOWN_FROM = 0.9  # progress, without a plateau
 COOL_DOWN = 0.1  # of the steps so far, after a plateau
@@ -178,7 +179,16 @@ class Trainer:
         at.iteration += 1
         self._unchecked += 1
         if at.iteration % schedule.refine_every == 0 and progress < schedule.refine_until:
-            refine(self.engine, self.rng, schedule.growth, grow=True)
+            refine(self.engine, self.rng, schedule.growth, grow=True, weights=self._blame(progress, sh_degree))
+
+    def _blame(self, progress: float, sh_degree: int) -> NDArray[np.float32] | None:
+        """[N] the error that is each Gaussian's, over a few training photos; None when nobody asks."""
+        count = min(self.preset.schedule.score_photos, len(self.data.train))
+        if count == 0:
+            return None
+        level = max(SCORE_LEVEL, self._level(progress))
+        photos = self.rng.choice(len(self.data.train), count, replace=False).tolist()
+        return np.sum([self.engine.blame(photo, level, sh_degree) for photo in photos], axis=0)
 
     def _cool_down(self) -> None:
         """Go back to the best model, note how good it is on the validation photos, and let them join."""

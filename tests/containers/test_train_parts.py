@@ -257,3 +257,38 @@ def test_options_replace_the_presets_values():
     changed = presets.choose("draft", False, 5_000, 100, 320, 0)
     assert (changed.max_gaussians, changed.max_iterations, changed.long_side, changed.sh_degree) == (5_000, 100, 320, 0)
     assert presets.choose("high", True, None, None, None, None) == presets.GPU["high"]
+
+
+def test_splits_go_where_the_weights_are():
+    engine = make_engine(capacity=400, n=200)
+    live = engine.gaussians()
+    live.opacity_logits[:] = 0
+    engine.load(live)
+    weights = np.zeros(200, np.float32)
+    weights[[7, 50]] = 1, 3
+    refine(engine, np.random.default_rng(0), growth=0.2, grow=True, weights=weights)
+    new = engine.gaussians().means[200:]
+    of = [int(np.abs(live.means - mean).sum(axis=1).argmin()) for mean in new]
+    assert set(of) == {7, 50} and 20 < of.count(50) < 38
+
+
+def test_blame_is_the_error_weighted_as_the_colours_are():
+    """Against finite differences of the mean of |render - photo| taken as a constant weight image."""
+    view = View("v", 40, 33, np.array([[40.0, 0, 20], [0, 40, 16], [0, 0, 1]]), np.eye(4))
+    view.world_to_camera[2, 3] = 4
+    photo = np.random.default_rng(0).integers(0, 256, (33, 40, 3)).astype(np.uint8)
+    engine = CpuEngine([Photo(view, photo)], 60, 0, seed=1)
+    gaussians = random_gaussians(60, degree=0)
+    gaussians.sh[:] = np.abs(gaussians.sh) + 0.5
+    gaussians.opacity_logits[:] = -1
+    engine.load(gaussians)
+    found = engine.blame(0, 1, 0)
+    error = np.abs(engine.render(view, 0) - photo / 255).mean(axis=2)
+    for i in (3, 20, 41):
+        brighter = engine.gaussians()
+        brighter.sh[i] += 0.1 / 0.28209479177387814
+        engine.load(brighter)
+        change = engine.render(view, 0)
+        engine.load(gaussians)
+        weight = (change - engine.render(view, 0)).mean(axis=2) / 0.1
+        assert found[i] == pytest.approx((weight * error).sum(), rel=2e-3, abs=1e-3)
