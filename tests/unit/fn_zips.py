@@ -1,4 +1,4 @@
-"""Zip archives for the tests: plain ones by the standard library, hostile ones by changing bytes of them."""
+"""Zip archives for the tests: plain ones, hostile ones made by changing bytes, and jobs over them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Sequence
+
+import boto3
+import pytest
+
+import validate
+from failures import JobFailure
+from tests.unit.fn_cloud import BUCKET, JOB, JPEG, Cloud, add_job
 
 CENTRAL = b"PK\x01\x02"
 # Offsets in a central directory record and formats (APPNOTE 4.3.12), and where the local header has the same (4.3.7).
@@ -21,6 +28,9 @@ FIELDS = {
     "header_offset": (42, "<I", None),
 }
 
+UPLOADS = "uploads/my-house/"
+WORK = f"work/{JOB}/photos/"
+EIGHT = {f"IMG {number}.jpg": JPEG + bytes([number]) for number in range(8)}
 Files = Sequence[tuple[str, bytes]] | dict[str, bytes]
 
 
@@ -82,3 +92,34 @@ def overlapping(name: str, body: bytes, times: int) -> bytes:
     tail = bytearray(data[end:])
     struct.pack_into("<HHI", tail, 8, times, times, len(record) * times)
     return data[:at] + record * times + bytes(tail)
+
+
+def run(cloud: Cloud) -> dict:
+    return validate.handler({"job_id": JOB, "scene": "my-house", "bucket": BUCKET, "settle": {}}, cloud.context)
+
+
+def upload(cloud: Cloud, **files: bytes) -> None:
+    """Files by name; "_zip" at its end stands for ".zip"."""
+    add_job()
+    for name, body in files.items():
+        cloud.put(UPLOADS + name.replace("_zip", ".zip"), body)
+
+
+def body(key: str) -> bytes:
+    return boto3.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read()
+
+
+def manifest(cloud: Cloud) -> list:
+    return cloud.read(f"work/{JOB}/manifest.json")
+
+
+def rejected(cloud: Cloud) -> dict[str, str]:
+    return {entry["name"]: entry["reason"] for entry in cloud.read(f"work/{JOB}/rejected.json")}
+
+
+def refused(cloud: Cloud) -> JobFailure:
+    """The failure, after which nothing has been unpacked that a manifest could name."""
+    with pytest.raises(JobFailure) as raised:
+        run(cloud)
+    assert f"work/{JOB}/manifest.json" not in cloud.keys("work/")
+    return raised.value

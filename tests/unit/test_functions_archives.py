@@ -1,9 +1,7 @@
-"""validate over zip archives: their photos are used, and what no honest archive holds ends the job with its name."""
+"""validate over zip archives: their photos are used. What no honest archive holds: test_archives_hostile.py."""
 
 import io
 import random
-import stat
-import tracemalloc
 import zipfile
 from datetime import UTC, datetime, timedelta
 
@@ -15,46 +13,11 @@ from moto.s3.models import s3_backends
 import archives
 import aws
 import failures
-import validate
-from failures import JobFailure
 from tests.unit import fn_zips
-from tests.unit.fn_cloud import BUCKET, JOB, JPEG, Cloud, add_job, cloud
+from tests.unit.fn_cloud import BUCKET, JPEG, cloud
+from tests.unit.fn_zips import EIGHT, UPLOADS, WORK, body, manifest, refused, rejected, run, upload
 
 __all__ = ["cloud"]
-UPLOADS = "uploads/my-house/"
-WORK = f"work/{JOB}/photos/"
-EIGHT = {f"IMG {number}.jpg": JPEG + bytes([number]) for number in range(8)}
-
-
-def run(cloud: Cloud) -> dict:
-    return validate.handler({"job_id": JOB, "scene": "my-house", "bucket": BUCKET, "settle": {}}, cloud.context)
-
-
-def upload(cloud: Cloud, **files: bytes) -> None:
-    """Files by name; "_zip" at its end stands for ".zip"."""
-    add_job()
-    for name, body in files.items():
-        cloud.put(UPLOADS + name.replace("_zip", ".zip"), body)
-
-
-def body(key: str) -> bytes:
-    return boto3.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read()
-
-
-def manifest(cloud: Cloud) -> list:
-    return cloud.read(f"work/{JOB}/manifest.json")
-
-
-def rejected(cloud: Cloud) -> dict[str, str]:
-    return {entry["name"]: entry["reason"] for entry in cloud.read(f"work/{JOB}/rejected.json")}
-
-
-def refused(cloud: Cloud) -> JobFailure:
-    """The failure, after which nothing has been unpacked that a manifest could name."""
-    with pytest.raises(JobFailure) as raised:
-        run(cloud)
-    assert f"work/{JOB}/manifest.json" not in cloud.keys("work/")
-    return raised.value
 
 
 def uploaded_long_ago(key: str) -> None:
@@ -168,170 +131,7 @@ def test_archive_behind_a_program_and_with_a_comment(cloud):
     assert run(cloud)["photos"] == 8
 
 
-def bomb() -> bytes:
-    """Photos, and one that is 20 MB of zeros."""
-    return fn_zips.make({**EIGHT, "z.jpg": JPEG + bytes(20_000_000)})
-
-
-def crc_error() -> bytes:
-    data = bytearray(fn_zips.make(EIGHT, zipfile.ZIP_STORED))
-    data[data.index(EIGHT["IMG 5.jpg"]) + 10] ^= 1
-    return bytes(data)
-
-
-def torn_photo() -> bytes:
-    """The compressed bytes of one photo are noise."""
-    noise = random.Random(1).randbytes(5000)
-    data = fn_zips.make({**EIGHT, "z.jpg": JPEG + noise})
-    at = data.index(b"z.jpg") + 200
-    return data[:at] + bytes(1000) + data[at + 1000 :]
-
-
 PLAIN = fn_zips.make(EIGHT)
-HOSTILE = {
-    "path upwards": (fn_zips.make({**EIGHT, "../../x.jpg": JPEG}), "ARCHIVE_UNSAFE", "'../../x.jpg'"),
-    "path upwards inside": (fn_zips.make({**EIGHT, "a/../../x.jpg": JPEG}), "ARCHIVE_UNSAFE", "'a/../../x.jpg'"),
-    "path upwards of a text": (fn_zips.make({**EIGHT, "../x.txt": b"x"}), "ARCHIVE_UNSAFE", "'../x.txt'"),
-    "path upwards by backslash": (fn_zips.make({**EIGHT, "..\\x.jpg": JPEG}), "ARCHIVE_UNSAFE", "x.jpg"),
-    "absolute path": (fn_zips.make({**EIGHT, "/etc/x.jpg": JPEG}), "ARCHIVE_UNSAFE", "'/etc/x.jpg'"),
-    "absolute by backslash": (fn_zips.make({**EIGHT, "\\\\host\\x.jpg": JPEG}), "ARCHIVE_UNSAFE", "x.jpg"),
-    "drive letter": (fn_zips.make({**EIGHT, "C:\\x.jpg": JPEG}), "ARCHIVE_UNSAFE", "x.jpg"),
-    "drive letter, slash": (fn_zips.make({**EIGHT, "c:x.jpg": JPEG}), "ARCHIVE_UNSAFE", "'c:x.jpg'"),
-    "symlink": (fn_zips.special(EIGHT, "link.jpg", stat.S_IFLNK), "ARCHIVE_UNSAFE", "'link.jpg'"),
-    "device": (fn_zips.special(EIGHT, "dev.jpg", stat.S_IFCHR), "ARCHIVE_UNSAFE", "'dev.jpg'"),
-    "pipe": (fn_zips.special(EIGHT, "pipe", stat.S_IFIFO), "ARCHIVE_UNSAFE", "'pipe'"),
-    "bomb": (bomb(), "ARCHIVE_UNSAFE", "'z.jpg'"),
-    "overlap": (fn_zips.overlapping("a.jpg", JPEG, 1000), "ARCHIVE_UNSAFE", "'a.jpg'"),
-    "member over the next ones": (
-        fn_zips.changed(PLAIN, 2, compress_size=len(PLAIN) // 2),
-        "ARCHIVE_UNSAFE",
-        "'IMG 2.jpg'",
-    ),
-    "member over the directory": (fn_zips.changed(PLAIN, 7, compress_size=5000), "ARCHIVE_UNSAFE", "'IMG 7.jpg'"),
-    "encrypted": (fn_zips.changed(PLAIN, 3, flags=0x1), "ARCHIVE_ENCRYPTED", "'IMG 3.jpg'"),
-    "strongly encrypted": (fn_zips.changed(PLAIN, 3, flags=0x41), "ARCHIVE_ENCRYPTED", "'IMG 3.jpg'"),
-    "encrypted by AES": (fn_zips.changed(PLAIN, 3, flags=0x1, method=99), "ARCHIVE_ENCRYPTED", "'IMG 3.jpg'"),
-    "patch data": (fn_zips.changed(PLAIN, 3, flags=0x20), "ARCHIVE_UNSUPPORTED", "'IMG 3.jpg'"),
-    "deflate64": (fn_zips.changed(PLAIN, 3, method=9), "ARCHIVE_UNSUPPORTED", "'IMG 3.jpg'"),
-    "bzip2": (fn_zips.make(EIGHT, zipfile.ZIP_BZIP2), "ARCHIVE_UNSUPPORTED", "'IMG 0.jpg'"),
-    "lzma": (fn_zips.make(EIGHT, zipfile.ZIP_LZMA), "ARCHIVE_UNSUPPORTED", "'IMG 0.jpg'"),
-    "version of the future": (fn_zips.changed(PLAIN, 3, version_needed=99), "ARCHIVE_DAMAGED", "photos.zip"),
-    "no zip": (b"Rar!\x1a\x07 and so on " * 20, "ARCHIVE_DAMAGED", "photos.zip"),
-    "nothing": (b"", "ARCHIVE_DAMAGED", "photos.zip"),
-    "cut short": (PLAIN[:-50], "ARCHIVE_DAMAGED", "photos.zip"),
-    "beginning lost": (PLAIN[300:], "ARCHIVE_DAMAGED", "photos.zip"),
-    "zip in zip": (fn_zips.make({**EIGHT, "more/b.ZIP": PLAIN}), "ARCHIVE_NESTED", "'more/b.ZIP'"),
-    "wrong checksum": (crc_error(), "ARCHIVE_DAMAGED", "'IMG 5.jpg'"),
-    "torn photo": (torn_photo(), "ARCHIVE_DAMAGED", "'z.jpg'"),
-    "larger than it says": (fn_zips.changed(PLAIN, 4, file_size=40), "ARCHIVE_DAMAGED", "'IMG 4.jpg'"),
-    "smaller than it says": (fn_zips.changed(PLAIN, 4, file_size=80), "ARCHIVE_DAMAGED", "'IMG 4.jpg'"),
-    "other name in its header": (
-        PLAIN.replace(b"IMG 4.jpg", b"XXX 4.jpg", 1),
-        "ARCHIVE_DAMAGED",
-        "'IMG 4.jpg'",
-    ),
-    "name that is no UTF-8": (
-        fn_zips.make({**EIGHT, "ü.jpg": JPEG}).replace("ü".encode(), b"\xff\xfe"),
-        "ARCHIVE_DAMAGED",
-        "photos.zip",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_archives_end_the_job_with_their_names(cloud, case):
-    data, code, words = HOSTILE[case]
-    upload(cloud, photos_zip=data)
-    for name, photo in EIGHT.items():  # enough photos beside it: the archive is still not passed over in silence
-        cloud.put(UPLOADS + name, photo)
-    failure = refused(cloud)
-    assert failure.code == code
-    assert "photos.zip" in failure.reason
-    assert words in failure.reason
-    told = failures.parse({"Error": code, "Cause": str(failure)})
-    assert (told.code, told.reason) == (code, failure.reason)
-    assert told.advice.endswith(".")
-
-
-def test_the_size_that_is_declared_is_where_unpacking_stops(cloud):
-    """60 KB that inflate to 60 MB and say that they are 60 bytes."""
-    data = fn_zips.make({**EIGHT, "z.jpg": JPEG + bytes(60_000_000)})
-    upload(cloud, photos_zip=fn_zips.changed(data, 8, file_size=60))
-    tracemalloc.start()
-    try:
-        failure = refused(cloud)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert (failure.code, "'z.jpg'" in failure.reason) == ("ARCHIVE_DAMAGED", True)
-    assert peak < 30_000_000
-    assert f"{WORK}photos.zip/z.jpg" not in cloud.keys("work/")
-
-
-def test_many_members_that_are_each_within_the_ratio(cloud):
-    flat = {f"{n}.jpg": JPEG + random.Random(n).randbytes(900) * 40 for n in range(8)}
-    data = fn_zips.make(flat)
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        assert all(info.file_size < archives.MAX_RATIO * info.compress_size for info in archive.infolist())
-    assert sum(map(len, flat.values())) > archives.MAX_RATIO_OF_ARCHIVE * len(data)
-    upload(cloud, photos_zip=data)
-    failure = refused(cloud)
-    assert failure.code == "ARCHIVE_UNSAFE"
-    assert "25 times its size" in failure.reason
-
-
-@pytest.mark.parametrize(
-    ("name", "limit", "words"),
-    [
-        ("MAX_MEMBERS", 7, "8 members; 7 are allowed"),
-        ("MAX_DIRECTORY_BYTES", 300, "has 440 bytes"),
-        ("MAX_PHOTO_BYTES", 64, "'IMG 0.jpg'"),
-        ("MAX_UNPACKED_BYTES", 1000, "The archives hold"),
-        ("MAX_ARCHIVES", 1, "2 archives; 1 are allowed"),
-    ],
-)
-def test_limits(cloud, monkeypatch, name, limit, words):
-    upload(cloud, photos_zip=PLAIN, second_zip=PLAIN)
-    monkeypatch.setattr(archives, name, limit)
-    failure = refused(cloud)
-    assert failure.code == "ARCHIVE_TOO_LARGE"
-    assert words in failure.reason
-    assert cloud.keys(WORK) == []
-
-
-def test_directory_of_any_size_is_not_read(cloud):
-    """The end record claims the 30 MB before it as directory."""
-    data = bytearray(bytes(30_000_000) + PLAIN)
-    data[-10:-6] = (30_000_000).to_bytes(4, "little")
-    upload(cloud, photos_zip=bytes(data))
-    tracemalloc.start()
-    try:
-        assert refused(cloud).code == "ARCHIVE_TOO_LARGE"
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 90_000_000  # moto reads the object to answer a range
-
-
-def test_damage_anywhere_is_no_crash(cloud):
-    add_job()
-    outcomes = set()
-    for seed in range(80):
-        rng = random.Random(seed)
-        data = bytearray(PLAIN)
-        first = 0 if seed % 2 else len(data) - 500  # the directory is where most fields are
-        for _ in range(rng.choice((1, 4, 30))):
-            data[rng.randrange(first, len(data))] = rng.choice((0, 1, 0xFF, rng.randrange(256)))
-        cloud.put(UPLOADS + "photos.zip", bytes(data))
-        try:
-            outcomes.add(run(cloud)["photos"])
-        except JobFailure as failure:
-            outcomes.add(failure.code)
-            assert failure.code in ("NO_PHOTOS", "TOO_FEW_PHOTOS") or "photos.zip" in failure.reason, seed
-            assert len(failure.reason) < 500, seed
-        else:
-            assert all(len(body(WORK + name)) == 65 for name in manifest(cloud)[1:]), seed
-    assert {8, "TOO_FEW_PHOTOS", "ARCHIVE_DAMAGED", "ARCHIVE_ENCRYPTED", "ARCHIVE_UNSAFE"} <= outcomes
 
 
 @pytest.mark.parametrize(
