@@ -16,6 +16,9 @@ from numba.core import types
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from splat import processor
+
+processor.prepare()
 LANES = 16
 FLOAT = ir.FloatType()
 FLOATS = ir.VectorType(FLOAT, LANES)
