@@ -79,6 +79,8 @@ ABLATION: dict[str, Callable[[Preset], Preset]] = {
     "seed 2": lambda preset: preset,
     "exposure as it is": lambda preset: preset,
     "split by opacity alone": scheduled(score_photos=0),
+    "sparse points only": scheduled(gap_share=0.0),
+    "twice as many points in gaps": scheduled(gap_share=0.3),
     "full resolution from the start": scheduled(half_from=0.0, full_from=0.0),
     "full resolution from the start, half the steps": lambda preset: replace(
         scheduled(half_from=0.0, full_from=0.0)(preset), max_iterations=preset.max_iterations // 2
@@ -175,7 +177,8 @@ def train(scene: Scene, data: Dataset, preset: Preset, seed: int) -> tuple[Train
     with tempfile.TemporaryDirectory() as folder:
         job = Job.open("train", JobKind.TRAINING, Path(folder))
         trainer = Trainer(job, engine, preset, data, available_cores(), seed)
-        trainer.start(initial_gaussians(scene, preset.max_gaussians, np.random.default_rng(seed)))
+        rng, gap_share = np.random.default_rng(seed), preset.schedule.gap_share
+        trainer.start(initial_gaussians(scene, preset.max_gaussians, rng, photos, gap_share))
         return trainer, trainer.run()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,13 @@ from splat.cameras import Scene, View
 from splat.images import load_photo
 from splat.model import SH_C0, Gaussians
 from train.engine import Photo
+from train.gaps import points_in_gaps
 
 FEWEST_VIEWS = 4
 FEWEST_POINTS = 20
 HELD_OUT_EVERY = 8
 VALIDATION_SHARE, VALIDATION_MOST = 12, 8
-START_OPACITY = 0.3
+START_OPACITY, GAP_OPACITY = 0.3, 0.1
 NEIGHBOURS = 3
 
 
@@ -72,10 +74,13 @@ def scene_extent(views: list[View]) -> float:
     return 1.1 * float(np.linalg.norm(centers - centers.mean(axis=0), axis=1).max())
 
 
-def initial_gaussians(scene: Scene, most: int, rng: np.random.Generator) -> Gaussians:
+def initial_gaussians(
+    scene: Scene, most: int, rng: np.random.Generator, photos: Sequence[Photo] = (), gap_share: float = 0.0
+) -> Gaussians:
     """One round Gaussian per sparse point, as wide as the root mean square distance to its three nearest neighbours.
 
-    At most ``most`` points, drawn at random. Raises StageError TOO_FEW_POINTS.
+    At most ``most``, drawn at random; up to ``gap_share`` of them lie where ``photos`` see no sparse point. Raises
+    StageError TOO_FEW_POINTS.
     """
     keep = np.flatnonzero(np.isfinite(scene.points_xyz).all(axis=1))
     if len(keep) < FEWEST_POINTS:
@@ -83,21 +88,22 @@ def initial_gaussians(scene: Scene, most: int, rng: np.random.Generator) -> Gaus
             "TOO_FEW_POINTS",
             f"SfM found only {len(keep)} points in the scene. Use sharper photos of a subject with visible texture.",
         )
-    if len(keep) > most:
-        keep = np.sort(rng.choice(keep, most, replace=False))
+    gap_xyz, gap_rgb, gap_width = points_in_gaps(scene, list(photos), int(gap_share * most), rng)
+    if len(keep) > most - len(gap_xyz):
+        keep = np.sort(rng.choice(keep, most - len(gap_xyz), replace=False))
     xyz = scene.points_xyz[keep].astype(np.float32)
-    n = len(xyz)
     distance = np.sqrt(np.maximum(neighbour_distances_squared(xyz).mean(axis=1), 1e-14))
     low, high = np.quantile(distance, [0.01, 0.99])
-    scales = np.clip(distance, low, high)
-    sh = np.zeros((n, 1, 3), np.float32)
-    sh[:, 0] = (scene.points_rgb[keep] / 255.0 - 0.5) / SH_C0
+    scales = np.concatenate([np.clip(distance, low, high), gap_width])
+    opacity = np.repeat([START_OPACITY, GAP_OPACITY], [len(xyz), len(gap_xyz)])
+    rgb = np.concatenate([scene.points_rgb[keep], gap_rgb])
+    n = len(rgb)
     return Gaussians(
-        means=xyz,
+        means=np.concatenate([xyz, gap_xyz]),
         log_scales=np.repeat(np.log(scales)[:, None], 3, axis=1),
         quats=np.tile(np.array([1, 0, 0, 0], np.float32), (n, 1)),
-        opacity_logits=np.full(n, np.log(START_OPACITY / (1 - START_OPACITY))),
-        sh=sh,
+        opacity_logits=np.log(opacity / (1 - opacity)),
+        sh=((rgb / 255.0 - 0.5) / SH_C0)[:, None],
     )
 
 

@@ -19,6 +19,7 @@ class Schedule:
     sh_step: float = 0.08  # SH degree d from d * sh_step
     refine_until: float = 0.85  # relocation, growth and noise
     refine_every: int = 50  # steps
+    gap_share: float = 0.15  # of the Gaussians, at most: they begin where photos see no sparse point
     growth: float = 0.08  # per refinement
     score_photos: int = 4  # whose error says which Gaussians are split, per refinement; 0: opacity alone says it
     cool_from: float = 0.0  # rates are constant before

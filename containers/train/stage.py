@@ -105,7 +105,8 @@ def train(job: Job, options: Options, preset: Preset, scene: Scene, gpu: bool, s
     if trainer.resume():
         job.log("resumed", iteration=trainer.at.iteration, elapsed_s=trainer.at.elapsed_s)
     else:
-        trainer.start(initial_gaussians(scene, preset.max_gaussians, np.random.default_rng(SEED)))
+        rng, trained = np.random.default_rng(SEED), photos[: len(data.train)]
+        trainer.start(initial_gaussians(scene, preset.max_gaussians, rng, trained, preset.schedule.gap_share))
     result = trainer.run()
     write_results(job, engine, options, preset, scene, data, exposure_spread, result)
 

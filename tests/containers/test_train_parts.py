@@ -16,6 +16,7 @@ from train import checkpoint, presets
 from train.dataset import initial_gaussians, neighbour_distances_squared, scene_extent
 from train.engine import LEVELS, Photo, Rates
 from train.engine_cpu import CpuEngine
+from train.gaps import points_in_gaps
 from train.optimizer import adam, regularise
 from train.relocation import DEAD_OPACITY, refine, split_values
 from train.schedule import Schedule
@@ -292,3 +293,28 @@ def test_blame_is_the_error_weighted_as_the_colours_are():
         engine.load(gaussians)
         weight = (change - engine.render(view, 0)).mean(axis=2) / 0.1
         assert found[i] == pytest.approx((weight * error).sum(), rel=2e-3, abs=1e-3)
+
+
+def test_gaps_are_filled_with_the_photos_colours_at_the_depth_beside_them():
+    """A wall at depth 5 whose left half has sparse points: the new points lie on the right, near the wall."""
+    K = np.array([[50.0, 0, 30], [0, 50, 20], [0, 0, 1]])
+    pose = np.eye(4)
+    pose[:3, :3] = rotation_matrix(np.array([0.9, 0.1, -0.3, 0.2]))
+    pose[:3, 3] = 1, 2, 3
+    view = View("v", 60, 40, K, pose)
+    u, v = np.meshgrid(np.arange(2, 30, 2), np.arange(1, 40, 2))
+    camera = 5 * np.stack([(u.ravel() - 30) / 50, (v.ravel() - 20) / 50, np.ones(u.size)], axis=1)
+    xyz = (camera - pose[:3, 3]) @ pose[:3, :3]
+    seen = {"v": (np.zeros((len(xyz), 2)), np.arange(len(xyz)))}
+    scene = Scene(Path(), [view], xyz, np.zeros((len(xyz), 3), np.uint8), seen)
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:, :, 0] = np.arange(60)
+    found, rgb, width = points_in_gaps(scene, [Photo(view, pixels)], 100, np.random.default_rng(0))
+    there = found @ pose[:3, :3].T + pose[:3, 3]
+    at = there[:, :2] / there[:, 2:] * 50 + [30, 20]
+    assert len(found) == 100 and at[:, 0].min() > 29.9 and at[:, 0].max() < 60
+    assert (there[:, 2] > 4).all() and (there[:, 2] < 8).all()
+    assert np.abs(rgb[:, 0] - at[:, 0]).max() <= 1
+    assert width == pytest.approx(0.5 * 5 * there[:, 2] / 50)
+    grown = initial_gaussians(scene, 300, np.random.default_rng(0), [Photo(view, pixels)], 0.2)
+    assert len(grown) == 300 and (grown.sh[:, 0, 0] > 0.5 / -0.2821).sum() == 60
