@@ -8,7 +8,7 @@ milliseconds (all threads together; of use on a busy machine) in all and by part
 (wall) and what the processor time allows when every core works all the time. ``--containers`` names the containers/
 folder of another version of the code. It is measured in turn with this one, photo by photo, and the report then says
 how many times faster this one is.
-Results: benchmarks/results/iteration-cpu.json.
+Results: benchmarks/results/iteration-cpu.json; ``--only`` replaces its rows and keeps the others.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RESULT = ROOT / "benchmarks/results/iteration-cpu.json"
 MODELS = ROOT / "build/iteration-cpu"
 ROWS = [(count, side) for side in (400, 640) for count in (20_000, 30_000, 60_000, 100_000)]
 MODEL_STEPS, MODEL_SIDE = 2_500, 400
-ROUNDS, STEPS = 4, 10  # each version takes STEPS steps, in turn, ROUNDS times
+ROUNDS, STEPS = 3, 10  # each version takes STEPS steps, in turn, ROUNDS times
 SEED = 1
 SH_DEGREE = 1
 
@@ -61,7 +61,8 @@ def main() -> None:
     versions = {"after": ROOT / "containers"}
     if arguments.containers:
         versions = {"before": arguments.containers.resolve(), **versions}
-    measured = {row_name(*row): measure(arguments.sfm, versions, *row) for row in rows}
+    measured = json.loads(RESULT.read_text())["rows"] if RESULT.is_file() else {}
+    measured |= {row_name(*row): measure(arguments.sfm, versions, *row) for row in rows}
     sys.path[:0] = [str(ROOT / "containers")]
     from splat.threads import available_cores
     from train.engine_cpu import cpu_model
@@ -76,9 +77,8 @@ def main() -> None:
         "figures": figures(measured),
         "rows": measured,
     }
-    if not arguments.only:
-        RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(json.dumps(report, indent=2) + "\n")
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 
 

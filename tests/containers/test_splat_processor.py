@@ -43,7 +43,7 @@ def test_kernels_of_the_image_fill_an_empty_cache_only(tmp_path):
     (cache / "splat/blend.nbc").write_bytes(b"own")
     adopt_kernels(baked, cache)
     assert (cache / "splat/blend.nbc").read_bytes() == b"own"
-    assert os.listdir(cache.parent) == ["cache"]
+    assert [path.name for path in cache.parent.iterdir()] == ["cache"]
 
 
 @pytest.mark.parametrize("asked", [None, "haswell"])
