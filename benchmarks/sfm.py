@@ -36,9 +36,9 @@ RENDERED_PX = (800, 600)
 CAMERA_PX, CAMERA_PHOTOS = (4000, 3000), 16  # what cameras and telephones write
 
 # Assumptions of the estimate for ml.c6i.2xlarge. Its 8 vCPU are 4 cores with two threads each; a core is taken to be as
-# fast as one here. Mapping works one photo after the other and is taken to use two cores, the rest all of them.
+# fast as one here. Mapping works one photo after the other and is taken to use one and a half, the rest all of them.
 CORES_WORTH = 4.5
-MAPPING_CORES_WORTH = 2.0
+MAPPING_CORES_WORTH = 1.5
 EXTRAPOLATED = (50, 200, 1000)
 
 
@@ -152,8 +152,10 @@ def camera_sized(photos: list[Path]) -> dict[str, float]:
         wall, cpu = time.monotonic(), time.process_time()
         prepare_photos(root / "photos", root / "prepared", 1600, lambda done, total: None, lambda: None)
         cpu_seconds, wall_seconds = time.process_time() - cpu, time.monotonic() - wall
-    count = min(CAMERA_PHOTOS, len(photos))
-    return {"cpu_seconds_per_photo": cpu_seconds / count, "wall_seconds_per_photo": wall_seconds / count}
+    return {
+        "cpu_seconds_per_photo": cpu_seconds / CAMERA_PHOTOS,
+        "wall_seconds_per_photo": wall_seconds / CAMERA_PHOTOS,
+    }
 
 
 def estimate(figures: dict[str, Any]) -> dict[str, Any]:
@@ -162,9 +164,10 @@ def estimate(figures: dict[str, Any]) -> dict[str, Any]:
     standard = {name: run for name, run in sets.items() if run["preset"] == "standard"}
     rendered = [run for run in standard.values() if run["kind"] == "rendered"]
     real = [run for run in standard.values() if run["kind"] == "real"]
-    if len(rendered) < 2 or not real:
+    level = max(real, key=lambda run: run["n_photos"], default=None)
+    rendered = [run for run in rendered if level and run["matcher"] == level["matcher"]]  # another grows otherwise
+    if level is None or len(rendered) < 2:
         return {}
-    level = max(real, key=lambda run: run["n_photos"])
     exponents = {}
     for name in PHASES:
         n = np.log([run["n_photos"] for run in rendered])
@@ -214,7 +217,7 @@ def main() -> None:
     for name, kind, photos, truth in work:
         load = os.getloadavg()[0]
         run = measure(photos, options.preset, truth, not options.without_exif)
-        decoding = camera_sized(photos) if kind == "real" else None
+        decoding = camera_sized(photos) if kind == "real" and len(photos) >= CAMERA_PHOTOS else None
         add_set({"name": name, "kind": kind, "load_before": load, **run}, decoding)
 
 
