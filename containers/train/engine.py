@@ -53,7 +53,10 @@ class Rates:
 
 
 class Engine(Protocol):
-    """One model in training. Capacity is fixed: there are never more than ``capacity`` Gaussians."""
+    """One model in training. Capacity is fixed: there are never more than ``capacity`` Gaussians.
+
+    Where a device is full its methods raise ``memory.OutOfDeviceMemory``; the engine is of no use then.
+    """
 
     name: str
     device: str

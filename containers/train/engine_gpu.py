@@ -7,6 +7,7 @@ All photos lie on the device as bytes, at every resolution, or in pinned memory 
 from __future__ import annotations
 
 import platform
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -61,6 +62,8 @@ class GpuEngine:
             yield
         except torch.cuda.OutOfMemoryError as error:
             raise OutOfDeviceMemory(f"The memory of {self.device} is not enough for {what}") from error
+        except MemoryError as error:
+            raise OutOfDeviceMemory(str(error)) from error
 
     def _allocate(self, coefficients: int) -> None:
         n = self.capacity
@@ -281,13 +284,18 @@ class PinnedPhotos(DevicePhotos):
     """The same in pinned memory of the host. A photo is copied while its view is drawn."""
 
     def __init__(self, photos: list[Photo], device: torch.device) -> None:
+        sizes = [[(photo.view.width // k or 1) * (photo.view.height // k or 1) for k in LEVELS] for photo in photos]
+        self._host, self._used = torch.empty(3 * sum(map(sum, sizes)), dtype=torch.uint8), 0
+        pin(self._host)
+        weakref.finalize(self, unpin, self._host)
         super().__init__(photos, device)
         self._copying = torch.cuda.Stream(device)
-        most = max((pixels.numel() for pixels in self._pixels[1]), default=0)
-        self._room = torch.empty(most, dtype=torch.uint8, device=device)
+        self._room = torch.empty(3 * max(map(max, sizes), default=0), dtype=torch.uint8, device=device)
 
     def _keep(self, pixels: Tensor) -> Tensor:
-        return pixels.pin_memory()
+        kept = self._host[self._used : self._used + pixels.numel()].view(pixels.shape)
+        self._used += pixels.numel()
+        return kept.copy_(pixels)
 
     def ask(self, photo: int, level: int) -> None:
         pixels = self._pixels[level][photo]
@@ -299,6 +307,22 @@ class PinnedPhotos(DevicePhotos):
     def get(self) -> Tensor:
         torch.cuda.current_stream().wait_stream(self._copying)
         return self._asked
+
+
+def pin(host: Tensor) -> None:
+    """Let the device read ``host`` by itself. Raises MemoryError.
+
+    torch's own pinned tensors take up to twice their size: the next power of two.
+    """
+    cudart = torch.cuda.cudart()
+    if host.numel() and cudart.cudaHostRegister(host.data_ptr(), host.numel(), 0) != cudart.cudaError.success:
+        raise MemoryError(f"{host.numel()} bytes of the host's memory cannot be pinned")
+
+
+def unpin(host: Tensor) -> None:
+    torch.cuda.synchronize()  # a copy may be under way
+    if host.numel():
+        torch.cuda.cudart().cudaHostUnregister(host.data_ptr())
 
 
 def by_component(sh: NDArray[np.float32]) -> NDArray[np.float32]:
