@@ -28,7 +28,7 @@ def main() -> None:
             sys.exit(f"error: {NO_REGION}")
         account = session.client("sts", config=QUICK).get_caller_identity()["Account"]
     except (BotoCoreError, ClientError) as problem:
-        sys.exit(f"error: AWS does not accept the credentials: {problem}")
+        sys.exit(f"error: the credentials could not be used: {problem}")
     print(f"deploying to account {account} in {session.region_name}")
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from weakref import WeakSet
 
 import boto3.resources.base
 import botocore.client
@@ -35,6 +36,7 @@ METHODS = {"Copy": "CopyObject", "Paginate": "ListObjectsV2"}
 POSITIONS = {"Copy": ("CopySource", "Bucket", "Key")}
 calls: dict[str, list[Any]] = {}
 now: dict[str, str] = {"handler": "", "test": ""}
+of_functions: WeakSet[botocore.client.BaseClient] = WeakSet()  # a test may call AWS too while a handler runs
 make_api_call = botocore.client.BaseClient._make_api_call
 
 
@@ -55,6 +57,8 @@ def record(service: str, operation: str, parameters: dict[str, Any], error: str 
 
 
 def recorded_api_call(client: Any, operation: str, parameters: dict[str, Any]) -> Any:
+    if client not in of_functions:
+        return make_api_call(client, operation, parameters)
     service = client.meta.service_model.service_name
     try:
         answer = make_api_call(client, operation, parameters)
@@ -97,8 +101,13 @@ class StandIn:
 def watched(name: str, maker: Callable[..., Any]) -> Callable[..., Any]:
     def made(*arguments: Any) -> Any:
         client = maker(*arguments)
-        real = isinstance(client, botocore.client.BaseClient | boto3.resources.base.ServiceResource)
-        return client if real else StandIn(name, client)
+        if isinstance(client, boto3.resources.base.ServiceResource):
+            of_functions.add(client.meta.client)
+        elif isinstance(client, botocore.client.BaseClient):
+            of_functions.add(client)
+        else:
+            return StandIn(name, client)
+        return client
 
     return made
 

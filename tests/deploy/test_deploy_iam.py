@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 PAGE = ROOT / "docs" / "iam.md"
 NOT_CALLING = ("template", "text")  # tests of functions that call no handler
 FAULTS = ("faults_table", "faults_schedules", "uploads_simulated")  # without the planted bugs: they are not our code
-SCHEDULES = "300"  # of several faults at once; the table has each fault in each state
+SCHEDULES = "100"  # of several faults at once; the table has each fault in each state
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,10 @@ def test_commands_lead_to_the_point_where_an_account_is_missing(clone, nobody):
         ({}, "no AWS credentials are set"),
         ({**KEYS}, "no AWS region is set"),
         ({"AWS_PROFILE": "nobody"}, "The config profile (nobody) could not be found"),
+        (
+            {**KEYS, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+            'the credentials could not be used: Could not connect to the endpoint URL: "http://127.0.0.1:9/"',
+        ),
     ],
 )
 def test_what_is_missing_is_said(program, nobody, more, words):
@@ -87,10 +91,6 @@ def test_what_is_missing_is_said(program, nobody, more, words):
 def test_the_account_is_named_before_anything_is_built(program, nobody, endpoint):
     there = {"AWS_ENDPOINT_URL": endpoint, "AWS_CA_BUNDLE": str(CERTIFICATE), "AWS_DEFAULT_REGION": "us-east-1"}
     assert account(program, {**nobody, **there, **KEYS}).stdout == "deploying to account 000000000000 in us-east-1\n"
-    refused = account(program, {**nobody, **there, **KEYS, "AWS_SECRET_ACCESS_KEY": "wrong"})
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("error: AWS does not accept the credentials:")
-    assert "Traceback" not in refused.stderr
 
 
 def account(program, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
