@@ -35,7 +35,7 @@ MAX_UNPACKED_BYTES = 25_000_000_000
 MAX_PHOTO_BYTES = 150_000_000
 UNPACK_THREADS = 6  # each holds one photo
 MAX_ARCHIVES = 100
-MAX_MEMBERS = 50_000  # of one archive, of any kind: desktops add a second file to each photo
+MAX_MEMBERS = 50_000  # of any kind, in all archives: desktops add a second file to each photo
 MAX_DIRECTORY_BYTES = 16 << 20
 MAX_RATIO = 100  # of one photo; cameras' own compression leaves next to nothing to gain
 MAX_RATIO_OF_ARCHIVE = 25
@@ -146,15 +146,18 @@ def inspect(bucket: str, items: Sequence[dict[str, Any]], taken: Sequence[str]) 
     if len(items) > MAX_ARCHIVES:
         raise failure("ARCHIVE_TOO_LARGE", f"The upload holds {len(items):,} archives; {MAX_ARCHIVES} are allowed")
     found = Contents()
-    names = set(taken)
+    names = dict.fromkeys(taken, 1)
+    count = 0
     for item in items:
         folder = path_in_scene(item)
         with opened(bucket, item) as archive:
             infos = archive.infolist()
-            if len(infos) > MAX_MEMBERS:
-                members = f"{len(infos):,} members; {MAX_MEMBERS:,} are allowed"
-                raise failure("ARCHIVE_TOO_LARGE", f"{shown(folder)} has {members}")
+            count += len(infos)
+            if count > MAX_MEMBERS:
+                limit = f"{MAX_MEMBERS:,} are allowed in all archives together"
+                raise failure("ARCHIVE_TOO_LARGE", f"{shown(folder)} has {len(infos):,} members; {limit}")
             check_overlap(folder, infos, archive.start_dir)
+        own = []
         for info in infos:
             path = checked_path(folder, info)
             if path is None:
@@ -163,11 +166,10 @@ def inspect(bucket: str, items: Sequence[dict[str, Any]], taken: Sequence[str]) 
             if reason:
                 found.rejected.append({"name": f"{folder}/{path}", "reason": reason})
                 continue
-            check_photo(folder, info)
-            name = distinct(f"{folder}/{path}", names)
-            names.add(name)
-            found.members.append(Member(item, info, name))
-        check_ratio(folder, item, [member.info for member in found.members if member.item is item])
+            check_photo(folder, path, info)
+            own.append(Member(item, info, distinct(f"{folder}/{path}", names)))
+        check_ratio(folder, item, own)
+        found.members += own
     total = sum(member.info.file_size for member in found.members)
     if total > MAX_UNPACKED_BYTES:
         sizes = f"{total / 1e9:.1f} GB of photos; {MAX_UNPACKED_BYTES / 1e9:.0f} GB are allowed"
@@ -202,18 +204,18 @@ def checked_path(folder: str, info: zipfile.ZipInfo) -> str | None:
 
 def reason_to_pass_over(path: str, info: zipfile.ZipInfo) -> str:
     """Why a member is not used, by its name and size alone; empty for photos and for nested archives."""
-    if layout.suffix(path) in layout.ARCHIVE_SUFFIXES:
-        return ""
+    reason = photos.problem_of_path(path)
+    if reason or layout.suffix(path) in layout.ARCHIVE_SUFFIXES:
+        return reason
     if PurePosixPath(path).name == layout.OPTIONS_FILE:
         return "options count beside the archive, not in it"
-    reason = photos.problem_of_path(path) or photos.problem_of_kind(layout.suffix(path))
-    return reason or ("the file is empty" if info.file_size == 0 else "")
+    return photos.problem_of_kind(layout.suffix(path)) or ("the file is empty" if info.file_size == 0 else "")
 
 
-def check_photo(folder: str, info: zipfile.ZipInfo) -> None:
+def check_photo(folder: str, path: str, info: zipfile.ZipInfo) -> None:
     """Whether zipfile can unpack the member, within bounds. Raises ARCHIVE_... failures."""
-    member = f"The member {shown(info.filename)} of {shown(folder)}"
-    if layout.suffix(info.filename) in layout.ARCHIVE_SUFFIXES:
+    member = f"The member {shown(path)} of {shown(folder)}"
+    if layout.suffix(path) in layout.ARCHIVE_SUFFIXES:
         raise failure("ARCHIVE_NESTED", f"{member} is an archive itself")
     if info.flag_bits & ENCRYPTED:
         raise failure("ARCHIVE_ENCRYPTED", f"{member} is encrypted")
@@ -224,23 +226,24 @@ def check_photo(folder: str, info: zipfile.ZipInfo) -> None:
         sizes = f"{info.file_size:,} bytes; {MAX_PHOTO_BYTES:,} are allowed for a photo in an archive"
         raise failure("ARCHIVE_TOO_LARGE", f"{member} has {sizes}")
     if info.file_size > MAX_RATIO * info.compress_size:
-        raise unsafe(folder, info.filename, f"unpacks to more than {MAX_RATIO} times its size, as no photo does")
+        raise unsafe(folder, path, f"unpacks to more than {MAX_RATIO} times its size, as no photo does")
 
 
-def check_ratio(folder: str, item: dict[str, Any], infos: Sequence[zipfile.ZipInfo]) -> None:
-    if sum(info.file_size for info in infos) > MAX_RATIO_OF_ARCHIVE * item["Size"]:
+def check_ratio(folder: str, item: dict[str, Any], members: Sequence[Member]) -> None:
+    if sum(member.info.file_size for member in members) > MAX_RATIO_OF_ARCHIVE * item["Size"]:
         times = f"{MAX_RATIO_OF_ARCHIVE} times its size"
         raise failure("ARCHIVE_UNSAFE", f"{shown(folder)} unpacks to more than {times}, as photos never do")
 
 
-def distinct(name: str, taken: set[str]) -> str:
-    """The name, or with a number where it is taken: "a (2).jpg"."""
+def distinct(name: str, numbers: dict[str, int]) -> str:
+    """The name, or with a number where it is taken: "a (2).jpg". ``numbers`` has the last one that each name got."""
     path = PurePosixPath(name)
-    number = 1
-    while name in taken:
-        number += 1
-        name = str(path.with_stem(f"{path.stem} ({number})"))
-    return name
+    free = name
+    while free in numbers:
+        numbers[name] += 1
+        free = str(path.with_stem(f"{path.stem} ({numbers[name]})"))
+    numbers[free] = 1
+    return free
 
 
 def unpack(bucket: str, job_id: str, members: Sequence[Member]) -> photos.Inspection:
@@ -253,8 +256,9 @@ def unpack(bucket: str, job_id: str, members: Sequence[Member]) -> photos.Inspec
     there = {item["Key"]: item for item in list_keys(bucket, prefix)}
     todo = []
     for member in members:
-        if len((prefix + member.name).encode()) > photos.KEY_LIMIT_BYTES:
-            found.reject(member.name, "the name with its folders is too long")
+        problem = photos.problem_of_path(member.name)  # again: a number may have made it longer
+        if problem or len((prefix + member.name).encode()) > photos.KEY_LIMIT_BYTES:
+            found.reject(member.name, problem or "the name with its folders is too long")
         elif is_unpacked(member, there.get(prefix + member.name)):
             found.accepted.append(member.name)
         else:

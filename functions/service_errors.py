@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from botocore.exceptions import ClientError, HTTPClientError
+from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 
 from failures import transient
 
@@ -29,7 +29,7 @@ PASSING = frozenset(
 
 def is_passing(error: Exception) -> bool:
     """Whether the same call may succeed a minute later: the service was busy or broken, or could not be reached."""
-    if isinstance(error, HTTPClientError):
+    if isinstance(error, HTTPClientError | IncompleteReadError):
         return True
     if not isinstance(error, ClientError):
         return False
@@ -45,7 +45,7 @@ def retried(handler: Handler) -> Handler:
     def guarded(*arguments: Any, **named: Any) -> dict[str, Any]:
         try:
             return handler(*arguments, **named)
-        except (ClientError, HTTPClientError) as error:
+        except (ClientError, HTTPClientError, IncompleteReadError) as error:
             if is_passing(error):
                 raise transient("SERVICE_BUSY", f"A service of AWS did not answer: {error}") from error
             raise

@@ -89,10 +89,10 @@ def check_photos(job_id: str, bucket: str, scene: str) -> tuple[int, int]:
         found.accepted = copied.accepted + unpacked.accepted
         found.rejected += copied.rejected + unpacked.rejected
     found.rejected += packed.rejected
-    for name in photos.below_files(found.accepted):
-        found.accepted.remove(name)
+    misplaced = photos.below_files(found.accepted)
+    for name in misplaced:
         found.reject(name, "its folder has the name of another photo")
-    found.accepted.sort()
+    found.accepted = sorted(set(found.accepted) - misplaced)
     found.rejected.sort(key=lambda entry: entry["name"])
     put_json(bucket, layout.rejected_key(job_id), found.rejected)
     if not found.accepted:

@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 import boto3
 import pytest
 from botocore.client import BaseClient
+from botocore.exceptions import IncompleteReadError
+from botocore.response import StreamingBody
 from moto.s3.models import s3_backends
 
 import archives
@@ -98,6 +100,7 @@ def test_what_is_no_photo_is_passed_over_and_reported(cloud):
         "empty.jpg": b"",
         "fake.jpg": b"This is a text, not a photo.",
         "new\nline.jpg": JPEG,
+        "nul.jpg\0.zip": JPEG,
         "x" * 256 + ".jpg": JPEG,
         "/".join(["deep" * 10] * 25) + "/a.jpg": JPEG,
     }
@@ -105,12 +108,52 @@ def test_what_is_no_photo_is_passed_over_and_reported(cloud):
     answer = run(cloud)
     reasons = {name.removeprefix("photos.zip/"): reason for name, reason in rejected(cloud).items()}
     assert set(reasons) == set(list(others)[6:])
-    assert (answer["photos"], answer["rejected"]) == (8, 9)
+    assert (answer["photos"], answer["rejected"]) == (8, 10)
     assert reasons["fake.jpg"] == "the content is not a JPEG, PNG, TIFF or WebP image"
     assert reasons["empty.jpg"] == "the file is empty"
     assert reasons["job.json"] == "options count beside the archive, not in it"
     assert "videos are not supported" in reasons["clip.mp4"]
     assert set(cloud.keys(WORK)) == {f"{WORK}photos.zip/{name}" for name in EIGHT}
+
+
+def test_number_that_makes_a_name_too_long(cloud):
+    upload(cloud, photos_zip=fn_zips.make([*EIGHT.items(), ("n" * 251 + ".jpg", JPEG), ("n" * 251 + ".jpg", JPEG)]))
+    assert run(cloud)["photos"] == 9
+    assert rejected(cloud) == {f"photos.zip/{'n' * 251} (2).jpg": "a part of the name is longer than 255 bytes"}
+
+
+def test_numbers_pass_over_names_that_are_there():
+    numbers = {"a (2).jpg": 1, "a.jpg": 1}
+    assert [archives.distinct("a.jpg", numbers) for _ in range(3)] == ["a (3).jpg", "a (4).jpg", "a (5).jpg"]
+    assert archives.distinct("a (2).jpg", numbers) == "a (2) (2).jpg"
+    assert archives.distinct("b.jpg", numbers) == "b.jpg"
+
+
+def test_finding_a_number_does_not_take_longer_for_each_name():
+    """Thousands of members of one name must not hold Validate up."""
+
+    class Counted(dict):
+        looked_up = 0
+
+        def __contains__(self, name):
+            Counted.looked_up += 1
+            return super().__contains__(name)
+
+    numbers = Counted()
+    assert len({archives.distinct("a.jpg", numbers) for _ in range(1000)}) == 1000
+    assert Counted.looked_up < 3000
+
+
+def test_connection_that_breaks_is_another_try(cloud, monkeypatch):
+    upload(cloud, photos_zip=PLAIN)
+    read = StreamingBody.read
+
+    def broken(stream, amt=None):
+        raise IncompleteReadError(actual_bytes=len(read(stream)) - 1, expected_bytes=99)
+
+    monkeypatch.setattr(StreamingBody, "read", broken)
+    failure = refused(cloud)
+    assert (type(failure).__name__, failure.code) == (failures.TRANSIENT, "SERVICE_BUSY")
 
 
 def test_zip64(cloud, monkeypatch):
