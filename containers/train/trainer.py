@@ -93,7 +93,9 @@ class Trainer:
         arrays, state = saved
         best = {name.removeprefix("best_"): array for name, array in arrays.items() if name.startswith("best_")}
         self.engine.restore({name: array for name, array in arrays.items() if not name.startswith("best_")})
-        self._best, self._best_db = (Gaussians(**best), state["best_db"]) if best else (None, float("-inf"))
+        self._best, self._best_db = None, float("-inf")
+        if best and len(best["means"]) <= self.engine.capacity:  # less may fit now than when it was saved
+            self._best, self._best_db = Gaussians(**best), state["best_db"]
         self.at = Position(**{**state["position"], "plateau": Plateau(**state["position"]["plateau"])})
         self.rng.bit_generator.state = state["random"]
         return True

@@ -182,6 +182,16 @@ def test_the_best_model_survives_an_interruption(tmp_path):
     assert again.engine.steps == whole_trainer.engine.steps
 
 
+def test_a_best_model_that_no_longer_fits_is_forgotten(tmp_path, monkeypatch):
+    made = make_trainer(tmp_path, make_data(), better_until(1_200), max_iterations=2_000)
+    made.engine.on_step = lambda: setattr(made.job, "stop_requested", made.engine.steps == 1_450)
+    with pytest.raises(trainer.StopRequested):
+        made.run()
+    assert make_trainer(tmp_path, make_data(), max_iterations=2_000)._best is not None
+    monkeypatch.setattr(PretendedEngine, "capacity", 0)
+    assert make_trainer(tmp_path, make_data(), max_iterations=2_000)._best is None
+
+
 # ------------------------------------------------------------------ budgets
 
 
