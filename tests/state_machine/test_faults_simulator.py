@@ -1,7 +1,10 @@
 """The simulator's stand-ins answer as moto does: the same runs on both leave the same rows, objects and messages."""
 
+import io
+
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 from moto import mock_aws
 from samtranslator.yaml_helper import yaml_parse
 
@@ -165,3 +168,41 @@ def test_what_dynamodb_refuses_is_refused(arguments, monkeypatch):
 def test_conditions(condition, row, holds):
     """As the developer guide defines them ("Condition and filter expressions")."""
     assert expressions.compile_condition(condition)(row, {}, {":x": "2", ":y": "3"}) is holds
+
+
+def answers_of(s3):
+    """What archives.py asks of S3, and what comes of it: bytes, listed objects, codes of errors."""
+    bucket = {"Bucket": "bucket"}
+    s3.put_object(**bucket, Key="a.zip", Body=io.BytesIO(b"0123456789"))
+    (page,) = s3.get_paginator("list_objects_v2").paginate(**bucket, Prefix="a")
+    (listed,) = page["Contents"]
+    yield listed["Key"], listed["Size"], listed["ETag"]
+    yield listed["LastModified"].microsecond, listed["LastModified"].utcoffset()
+    for arguments in (
+        {"Key": "a.zip", "Range": "bytes=2-4", "IfMatch": listed["ETag"]},
+        {"Key": "a.zip", "Range": "bytes=8-99", "IfMatch": listed["ETag"]},
+        {"Key": "a.zip", "Range": "bytes=2-4", "IfMatch": '"0"'},
+        {"Key": "none.zip", "Range": "bytes=2-4", "IfMatch": listed["ETag"]},
+    ):
+        try:
+            yield s3.get_object(**bucket, **arguments)["Body"].read()
+        except ClientError as error:
+            yield error.response["Error"]["Code"]
+    for source in ("a.zip", "none.zip"):
+        try:
+            copied = {"CopySource": {**bucket, "Key": source}, "Key": "copy", "TaggingDirective": "REPLACE"}
+            s3.copy_object(**bucket, **copied)
+            yield s3.get_object(**bucket, Key="copy")["Body"].read()
+        except ClientError as error:
+            yield error.response["Error"]["Code"]
+
+
+def test_ranges_conditions_and_copies_are_as_motos(monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    with mock_aws():
+        moto = boto3.client("s3", "us-east-1")
+        moto.create_bucket(Bucket="bucket")
+        real = list(answers_of(moto))
+    fake = fakes.FakeS3(lambda service, operation: lambda: None, lambda key: None, lambda: 1_800_000_000.5)
+    assert list(answers_of(fake)) == real
