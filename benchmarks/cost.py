@@ -112,6 +112,7 @@ def expected_seconds(photos: int, preset: str = EXPECTED_PRESET) -> dict[str, fl
 def inputs() -> list[Input]:
     """Every number of the expected cost and where it comes from."""
     h100, local, sfm = result("training-h100") or {}, result("plush-draft") or {}, result("sfm")
+    most = max((run["n_photos"] for run in sfm["figures"]["sets"].values()), default=0) if sfm else 0
     chosen, speed, compressed = GPU[EXPECTED_PRESET], h100["speed"], local["figures"]
     found = [
         Input("start of a machine", f"{prices.START_S} s", "assumed", "image and data are fetched; billed"),
@@ -119,7 +120,7 @@ def inputs() -> list[Input]:
             "finding cameras, 50 / 200 / 1,000 photos",
             " / ".join(f"{sfm_s(n) or 0:,.0f} s" for n in PHOTOS) if sfm else "not measured",
             "computed",
-            f"sfm.json ({sfm['date']}): measured processor seconds, scaled to 8 vCPU and to the number of photos"
+            f"sfm.json ({sfm['date']}): processor seconds of up to {most} photos, scaled to 8 vCPU, extrapolated"
             if sfm
             else "`python benchmarks/sfm.py`",
         ),
@@ -175,8 +176,17 @@ def expected_table(settings: Settings) -> str:
         seconds = expected_seconds(photos)
         if seconds is None:
             return "Not measured: benchmarks/results/sfm.json is missing (`python benchmarks/sfm.py`)."
-        lines.append(f"| {photos:,} | {priced(usd(settings, seconds))} |")
-    return "\n".join(lines)
+        costs = usd(settings, seconds)
+        lines.append(f"| {photos:,} | {priced(costs)} |")
+        margin = room(settings, photos, costs, seconds["sfm"])
+    return "\n".join([*lines, "", margin])
+
+
+def room(settings: Settings, photos: int, costs: dict[str, float], seconds: float) -> str:
+    """By how much SfM, the least certain of the stages, may be wrong before the goal is missed on demand."""
+    price_s = prices.price_usd_per_hour(settings, settings.stage("sfm").instance_type) / 3600
+    most = seconds + (GOAL - sum(costs.values())) / price_s - prices.START_S
+    return f"{photos:,} photos meet the goal on demand as long as SfM takes less than {most:,.0f} s beside its start."
 
 
 def priced(costs: dict[str, float]) -> str:

@@ -28,7 +28,8 @@ ANY_INSTANCE = "*"
 # Billed seconds per stage, rounded up on purpose: an estimate that is too low would break the promise of max_cost_usd.
 START_S = 180  # image pull and data download, billed
 TRAIN_S = {"draft": 300, "standard": 1200, "high": 3600}
-SFM_S_PER_PHOTO = {"draft": 3.0, "standard": 8.0, "high": 12.0}
+# About twice what benchmarks/results/sfm.json lets expect for 1,000 photos, a tenth more than for 2,000 (MaxPhotos).
+SFM_S_PER_PHOTO = {"draft": 1.5, "standard": 4.0, "high": 6.0}
 COMPRESS_S = 300
 
 

@@ -172,14 +172,17 @@ def missing(granted: list[Grant], needed: set[Need]) -> list[Need]:
 
 
 def uses(granted: list[Grant], needed: set[Need]) -> dict[Grant, list[str]]:
-    """Tests in which each grant was used, sorted."""
+    """Tests in which each grant was used, the most telling first."""
     tests: dict[Grant, set[str]] = {grant: set() for grant in granted}
     by_function = defaultdict(list)
     for need in needed:
         by_function[need.function].append(need)
     for grant in granted:
         tests[grant] |= {n.test for n in by_function[grant.function] if grant.covers(n.action, n.resource)}
-    return {grant: sorted(found) for grant, found in tests.items()}
+    return {
+        grant: sorted(found, key=lambda test: (not test.startswith("test_functions_"), test))
+        for grant, found in tests.items()
+    }
 
 
 def why_uncalled(grant: Grant) -> str | None:

@@ -72,12 +72,15 @@ def test_expected_cost_by_hand(settings, monkeypatch):
     scenes = {"200": {"seconds_on_8_vcpu": 1000.0}}
     kept = cost.result
     monkeypatch.setattr(
-        cost, "result", lambda n: {"figures": {"estimate": {"scenes": scenes}}} if n == "sfm" else kept(n)
+        cost, "result", lambda name: {"figures": {"estimate": {"scenes": scenes}}} if name == "sfm" else kept(name)
     )
     seconds = cost.expected_seconds(200)
     assert seconds["sfm"] == 1180
     assert cost.usd(settings, seconds)["sfm"] == pytest.approx(1180 * 0.408 / 3600, abs=1e-5)
     assert cost.expected_seconds(1000) is None
+    text = cost.room(settings, 200, {"sfm": 0.1, "train": 0.2, "compress": 0.1}, 1180)
+    by_hand = 1000 + (2.73 / 5 - 0.4) / 0.408 * 3600
+    assert f"less than {by_hand:,.0f} s" in text
 
 
 def test_what_was_counted_before_is_not_less_than_what_is_expected(settings):
