@@ -25,6 +25,7 @@ from splat.simd import (
     load,
     load_strided,
     mantissa_of,
+    prefetch,
     select,
     store,
     store_strided,
@@ -43,6 +44,7 @@ LOG_255 = np.float32(np.log(255.0))
 EIGHTH = np.float32(0.125)
 HALF, ONE, TWO = np.float32(0.5), np.float32(1), np.float32(2)
 BLOCK = 16  # groups of sixteen Gaussians that a thread takes at a time
+AHEAD = 32  # Gaussians; so far ahead are rows fetched
 LN2 = np.float32(np.log(2.0))
 FAR_AWAY = np.float32(np.inf)  # depth of what is not seen
 
@@ -347,6 +349,7 @@ def project_backward(
     Rows of ``grads`` beyond the SH degree are left as they are.
     """
     zero = lanes(np.float32(0))
+    used = SH + 3 * (degree + 1) * (degree + 1)
     sums = np.zeros(16 * 16, np.float32)
     while True:
         first = take_next(counter) * BLOCK
@@ -354,6 +357,9 @@ def project_backward(
             break
         for group in range(first, min(first + BLOCK, groups)):
             at = group * 16
+            for row in range(used):
+                prefetch(params, row * stride + at + AHEAD)
+                prefetch(grads, row * stride + at + AHEAD)
             for lane in range(16):
                 total = lanes(np.float32(0))
                 start = first_slot[at + lane]
