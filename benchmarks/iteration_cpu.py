@@ -72,6 +72,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "machine": cpu_model(),
         "threads": available_cores(),
+        "load_average": round(os.getloadavg()[0], 1),  # well above the threads: trust processor time, not wall time
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("numba", "llvmlite", "numpy")}},
         "command": "python benchmarks/iteration_cpu.py SFM_FOLDER",
         "figures": figures(measured),
