@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +22,21 @@ def python_packages(python: Path) -> dict[str, Any]:
     """A CycloneDX document of everything installed beside ``python``."""
     tool = Path(sys.executable).with_name("cyclonedx-py")
     command = ["environment", "--spec-version", "1.6", "--output-reproducible", "--output-format", "JSON", str(python)]
-    return dict(json.loads(subprocess.run([str(tool), *command], check=True, stdout=subprocess.PIPE).stdout))
+    document = dict(json.loads(subprocess.run([str(tool), *command], check=True, stdout=subprocess.PIPE).stdout))
+    (site,) = python.parent.parent.glob("lib/python*/site-packages")
+    installed = {found.metadata["Name"]: found for found in distributions(path=[str(site)])}
+    for component in document.get("components", []):
+        if not component.get("licenses"):
+            component["licenses"] = [{"license": {"name": wheel_licence(installed[component["name"]])}}]
+    return document
+
+
+def wheel_licence(wheel: Distribution) -> str:
+    """What the tool does not read: the ``License`` field, or else the title of the licence file."""
+    named = wheel.metadata.get_all("License") or [""]
+    texts = [wheel.read_text(f"licenses/{name}") or "" for name in wheel.metadata.get_all("License-File") or []]
+    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    return named[0] or (lines[0] if lines else "unknown")
 
 
 def debian_packages(root: Path) -> list[dict[str, Any]]:
