@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from images import build_gsplat
 from spaceport.docker_runner import DockerRunner, Limits
 from spaceport.job_runner import Exit, JobStart
+from train.device import ARCHITECTURES
 
 CONTAINERS = Path(__file__).parents[2] / "containers"
 DOCKERFILE = (CONTAINERS / "Dockerfile").read_text()
@@ -76,12 +78,36 @@ def test_images_have_the_versions_that_are_tested(stage: str) -> None:
 
 
 def test_cuda_parts_belong_together() -> None:
-    """The compiler is of the CUDA release that torch's wheels bring, and one that drivers from R525 on can run."""
+    """nvcc and its headers are of one release; torch brings the run-time library of that release or a later 12.x."""
+    (compiler,) = re.findall(r"^ARG CUDA_COMPILER=(12\.\d+)\.", DOCKERFILE, re.MULTILINE)
+    headers = (CONTAINERS / "requirements" / "cuda.txt").read_text()
+    assert re.findall(r"^nvidia-cuda-(?:nvcc|runtime)-cu12==(12\.\d+)\.", headers, re.MULTILINE) == [compiler] * 2
     pins = (CONTAINERS / "requirements" / "train-gpu.txt").read_text()
     (runtime,) = re.findall(r"^nvidia-cuda-runtime-cu12==(12\.\d+)\.", pins, re.MULTILINE)
-    (compiler,) = re.findall(r"^ARG CUDA=nvidia/cuda:(12\.\d+)\.", DOCKERFILE, re.MULTILINE)
-    assert compiler == runtime
-    assert set(re.findall(r"/usr/local/cuda-([0-9.]+)", DOCKERFILE)) == {runtime}
+    assert int(runtime.removeprefix("12.")) >= int(compiler.removeprefix("12."))
+
+
+def test_extension_is_compiled_for_the_gpus_that_training_names() -> None:
+    (listed,) = re.findall(r'^ARG TORCH_CUDA_ARCH_LIST="([0-9.;]+)"', DOCKERFILE, re.MULTILINE)
+    assert [f"sm_{name.replace('.', '')}" for name in listed.split(";")] == list(ARCHITECTURES)
+
+
+def test_rasterizers_of_other_channels_are_left_out(tmp_path: Path) -> None:
+    csrc = tmp_path / "csrc"
+    csrc.mkdir()
+    launches = "".join(f"        __LAUNCH_KERNEL__({n})\n" for n in (1, 2, 3, 4, 513))
+    (csrc / "Rasterization.cpp").write_text(f"#define __LAUNCH_KERNEL__(N) case N:\n{launches}default:\n")
+    (csrc / "RasterizeToPixels3DGSFwd.cu").write_text(
+        "__INS__(1)\n__INS__(3)\n__INS__(4)\n__INS__(5)\n#undef __INS__\n"
+    )
+    build_gsplat.keep_channels(tmp_path)
+    kept = "".join(f"        __LAUNCH_KERNEL__({n})\n" for n in (1, 3, 4))
+    assert (csrc / "Rasterization.cpp").read_text() == f"#define __LAUNCH_KERNEL__(N) case N:\n{kept}default:\n"
+    kernels = (csrc / "RasterizeToPixels3DGSFwd.cu").read_text()
+    assert kernels == "__INS__(1)\n__INS__(3)\n__INS__(4)\n#undef __INS__\n"
+    (csrc / "RasterizeToPixels2DGSFwd.cu").write_text("another release of gsplat\n")
+    with pytest.raises(SystemExit, match="RasterizeToPixels2DGSFwd.cu"):
+        build_gsplat.keep_channels(tmp_path)
 
 
 @pytest.mark.parametrize("stage", STAGES)
