@@ -92,7 +92,6 @@ ABLATION: dict[str, Callable[[Preset], Preset]] = {
     "no pull on scale": scheduled(scale_pull=0.0),
     "all SH bands from the start": scheduled(sh_step=0.0),
     "no SH bands": lambda preset: replace(preset, sh_degree=0),
-    "rates constant for half of the time": scheduled(cool_from=0.5),
     "lower rates": scheduled(rate=1.5),
 }
 

@@ -22,7 +22,6 @@ class Schedule:
     gap_share: float = 0.15  # of the Gaussians, at most: they begin where photos see no sparse point
     growth: float = 0.08  # per refinement
     score_photos: int = 4  # whose error says which Gaussians are split, per refinement; 0: opacity alone says it
-    cool_from: float = 0.0  # rates are constant before
     means_rate: float = 1e-3  # times the extent of the scene
     means_final: float = 0.01  # its factor at the end
     rate: float = 2.5  # factor of every other rate
@@ -42,9 +41,8 @@ class Schedule:
 
     def rates(self, progress: float, extent: float) -> Rates:
         """``extent`` is the size of the scene in scene units (see ``scene_extent``)."""
-        cooled = max(0.0, progress - self.cool_from) / (1 - self.cool_from)
-        means = self.means_rate * extent * self.means_final**cooled
-        factor = self.rate * self.rate_final**cooled
+        means = self.means_rate * extent * self.means_final**progress
+        factor = self.rate * self.rate_final**progress
         refining = progress < self.refine_until
         return Rates(
             means=means,
