@@ -70,11 +70,6 @@ def images(engine: Engine, base: str, figures: Figures) -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
-
-
-@pytest.fixture(scope="session")
 def photos() -> list[Path]:
     """Ten photos of a walk around a plush doll."""
     folder = DATA / "plush" / "images"
@@ -111,11 +106,10 @@ def player(
     engine: Engine,
     images: Callable[[str], str],
     good_run: Callable[[Stage], tuple[Ran, Path]],
-    kernels: Path,
     tmp_path: Path,
 ) -> Iterator[Player]:
     """An empty bucket. The good runs that give other tests their input are over: a process can have one bucket."""
     good_run("train")
-    playing = Player.open(engine, images, tmp_path, kernels)
+    playing = Player.open(engine, images, tmp_path)
     yield playing
     playing.close()
