@@ -111,6 +111,8 @@ def test_every_option_of_the_design_is_accepted():
         "max_iterations": 7000,
         "sh_degree": 3,
         "max_image_long_side": 1600,
+        "max_training_seconds": 600.0,
+        "test_photos": True,
         "matcher": "sequential",
         "start_at": "train",
         "reuse_job": "my-house-01KD8E7J9Q3M5V8X2Z4B6C7D9F",
