@@ -149,7 +149,8 @@ def test_training_fits_the_photos_it_has_not_seen(trained):
 def test_metrics_hold_what_the_contract_promises(trained):
     root, metrics, _log = trained
     contract = """seconds iterations stop_reason device engine preset gaussians sh_degree image_width image_height psnr
-        psnr_median ssim train_psnr heldout heldout_are psnr_fitted exposure stragglers curve saved_seconds rollbacks versions"""
+        psnr_median ssim train_psnr heldout heldout_are psnr_fitted exposure stragglers
+        curve saved_seconds rollbacks versions"""
     assert set(contract.split()) <= set(metrics)
     assert [h["name"] for h in metrics["heldout"]] == ["000.png", "008.png", "016.png"]
     assert metrics["psnr"] == pytest.approx(np.mean([h["psnr"] for h in metrics["heldout"]]))
