@@ -127,12 +127,9 @@ class Ran:
 class _Recorder(DockerRunner):
     """Makes the tree as SageMaker's is (root's, mode 0755) and notes what the container left in it."""
 
-    def __init__(
-        self, images: str, limits: Limits, client: str, entrypoint_of_image: bool, kernels: Path | None
-    ) -> None:
+    def __init__(self, images: str, limits: Limits, client: str, entrypoint_of_image: bool) -> None:
         super().__init__(images, limits, client)
         self.entrypoint_of_image = entrypoint_of_image
-        self.kernels = kernels
         self.exit_status = -1
         self.message = ""
         self.outputs: list[str] = []
@@ -157,9 +154,6 @@ class _Recorder(DockerRunner):
 
     def run_arguments(self, job: JobStart, image: str) -> list[str]:
         arguments = super().run_arguments(job, image)
-        at = arguments.index("--entrypoint")
-        if self.kernels:
-            arguments[at:at] = ["--volume", f"{self.kernels}:/tmp/numba"]
         if not self.entrypoint_of_image:
             return arguments
         # `docker run IMAGE train`, as SageMaker does for a request without ContainerEntrypoint
@@ -170,16 +164,11 @@ class _Recorder(DockerRunner):
 
 @dataclass
 class Player:
-    """An S3 bucket and a SageMaker whose jobs are containers of the images ``images`` ("name-{stage}:tag").
-
-    ``kernels`` keeps compiled kernels between containers, which a real job never has: it saves the tests half a minute
-    a case. The good runs do without it.
-    """
+    """An S3 bucket and a SageMaker whose jobs are containers of the images ``images`` ("name-{stage}:tag")."""
 
     folder: Path
     images: str
     client: str
-    kernels: Path | None = None
     storage: Storage = field(init=False)
 
     def __post_init__(self) -> None:
@@ -187,13 +176,13 @@ class Player:
         self.storage.create_bucket(BUCKET)
 
     @classmethod
-    def open(cls, engine: Engine, images: Callable[[str], str], folder: Path, kernels: Path | None = None) -> Player:
+    def open(cls, engine: Engine, images: Callable[[str], str], folder: Path) -> Player:
         """A player with an empty bucket, all three images built."""
         for stage in STAGES:
             images(stage)
         if engine.host:
             os.environ["DOCKER_HOST"] = engine.host
-        return cls(folder, IMAGES, engine.client, kernels)
+        return cls(folder, IMAGES, engine.client)
 
     def close(self) -> None:
         self.storage.close()
@@ -248,7 +237,7 @@ class Player:
         kind = "Training" if sagemaker_jobs.is_training(stage) else "Processing"
         name = request[f"{kind}JobName"]
         limits = limits or Limits(memory_bytes=4 * GIB)
-        runner = _Recorder(self.images, limits, self.client, entrypoint_of_image, self.kernels)
+        runner = _Recorder(self.images, limits, self.client, entrypoint_of_image)
         ended = threading.Event()
         progress: list[dict[str, Any]] = []
         stopped_at: list[float] = []

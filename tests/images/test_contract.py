@@ -162,9 +162,8 @@ def test_stop(stage: Stage, phase: str, player: Player, photos: list[Path], good
 
 
 def test_stop_at_once(player: Player, photos: list[Path], good_run: Any, figures: Figures) -> None:
-    """SIGTERM while the program still loads and kernels are compiled."""
+    """SIGTERM while the program still loads."""
     provide(player, "compress", photos, good_run)
-    player.kernels = None
     ran = player.run("compress", OPTIONS["compress"], stop_at_event="loading")
     assert ran.stop_seconds is not None, ran.log[-3000:]
     figures.add("compress", "SIGTERM while it loads", ran.exit_status, "stopped", ran.stop_seconds)
