@@ -232,6 +232,18 @@ def begin_stage(job_id: str, stage: Stage, job_name: str, execution_arn: str, en
     return str(answer.get("Attributes", {}).get("job_name", ""))
 
 
+def resume_job(job_id: str, ended_at: str) -> bool:
+    """The execution that had ended then was redriven: the job runs again, and its user will hear of its new end."""
+    return _update(
+        job_key(job_id),
+        "SET #status = :running, #open = :open "
+        "REMOVE failure, raw_error, ended_at, message_sent_at, message_claimed_until",
+        {":running": "RUNNING", ":open": OPEN_JOB, ":ended": ended_at},
+        "ended_at = :ended",
+        {"#status": "status", "#open": "open"},
+    )
+
+
 def put_result(job_id: str, stage: Stage, result: Row) -> None:
     _update(
         job_key(job_id),

@@ -51,6 +51,8 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
             raise failures.failure(
                 "INTERNAL_ERROR", f"The job table has no row of job {job_id}. This is a fault of Spaceport."
             )
+        if job["status"] in ("ABORTED", "FAILED") and is_redriven(job):
+            jobs.resume_job(job_id, job["ended_at"])  # it was stopped while it was published
         results.publish(job)
         link = f"{settings().result_base_url}/{job['scene']}/{job_id}/{results.PAGE}"
         cost_usd = sum(float(result["cost_usd"]) for result in job["results"].values())
@@ -95,6 +97,12 @@ def describe(execution_arn: str) -> dict[str, Any] | None:
         if error.response["Error"]["Code"] == "ExecutionDoesNotExist":
             return None
         raise
+
+
+def is_redriven(job: dict[str, Any]) -> bool:
+    """Whether the job's execution runs again after it had ended."""
+    execution = describe(job["execution_arn"]) or {}
+    return execution.get("status") == "RUNNING" and execution.get("redriveCount", 0) > 0
 
 
 def sweep() -> dict[str, Any]:

@@ -288,6 +288,17 @@ def _aborted(state: str) -> Iterator[Parts]:
     yield Parts(acts=(Act(state, "abort", 100),))
 
 
+def _redriven(state: str) -> Iterator[Parts]:
+    """At once and later, with the abort's event and without: the message has gone out before the redrive or has not."""
+    if state in SYNCHRONOUS:
+        for at in range(1, 13):
+            acts = (Act(state, "abort", 10), Act(state, "redrive", 2000))
+            yield Parts((Fault(state, "pause", at=at, seconds=20),), acts=acts)
+    for abort_s, redrive_s, delivery in ((0, 1, Delivery()), (100, 300, Delivery()), (100, 3000, Delivery(()))):
+        acts = (Act(state, "abort", abort_s), Act(state, "redrive", abort_s + redrive_s))
+        yield Parts(acts=acts, deliveries={("status", 0): delivery})
+
+
 def _aborted_unnoticed(state: str) -> Iterator[Parts]:
     yield Parts(acts=(Act(state, "abort", 0),), deliveries={("status", n): Delivery(()) for n in range(5)})
 
@@ -416,6 +427,7 @@ CATALOG: tuple[Kind, ...] = (
     Kind("events in wrong order", _wrong_order, _is_stage),
     Kind("execution aborted", _aborted, _is_state),
     Kind("execution aborted, its event lost", _aborted_unnoticed, _is_state),
+    Kind("execution aborted, then redriven", _redriven, _is_state, alone=True),
     Kind("execution timed out", _timed_out, _is_state, alone=True),
     Kind("fails here, notifier cut off once", _notifier(1), _can_fail),
     Kind("fails here, notifier cut off always", _notifier(ALWAYS), _can_fail),

@@ -85,12 +85,12 @@ def _status(world: World, job_id: str, row: dict[str, Any], execution: str, stat
 
 
 def _messages(world: World, job_id: str, row: dict[str, Any]) -> list[str]:
-    """Exactly one; one more for each call that ended between sending and marking (docs/decisions/0004)."""
+    """Exactly one; one more for each redrive, and for each call cut off between sending and marking (decision 0004)."""
     texts = [plain(text) for _, _, text in world.messages.sent if job_id in plain(text)]
     if not texts:
         return [f"{job_id}: the user has not been told"]
     found = []
-    if len(texts) > 1 + world.unmarked_sends:
+    if len(texts) > 1 + world.redrives + world.unmarked_sends:
         found.append(f"{job_id}: the user has been told {len(texts)} times")
     code = (row.get("failure") or {}).get("code")
     expected = f"/{job_id}/index.html" if row.get("status") == "SUCCEEDED" else f"({code})"

@@ -55,9 +55,10 @@ class Fate:
 class Act:
     """Something from outside, ``delay_s`` after the execution has entered ``state`` for the ``visit``-th time.
 
-    kind: ``abort``, ``send_failure`` (``error``, ``cause``), ``send_success`` (``output``), ``upload`` (one more
-    photo), ``delete`` (the object ``key``), ``unknown_event`` (an event of a job that does not exist yet),
-    ``late_event`` (the first job's event once more), ``end_event`` (an old status event of the execution).
+    kind: ``abort``, ``redrive`` (of an execution that has ended), ``send_failure`` (``error``, ``cause``),
+    ``send_success`` (``output``), ``upload`` (one more photo), ``delete`` (the object ``key``), ``unknown_event`` (an
+    event of a job that does not exist yet), ``late_event`` (the first job's event once more), ``end_event`` (an old
+    status event of the execution).
     """
 
     state: str

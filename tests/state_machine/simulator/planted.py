@@ -94,6 +94,16 @@ BUGS = (
     Bug("a cancelled job is told as a fault of the service",
         ("functions/notify.py", "None if failed_before else ENDED_FROM_OUTSIDE.get(status)", "None"),
         (("QuietPeriod", "execution aborted"),)),
+    Bug("a redriven job publishes nothing",
+        ("functions/notify.py", 'execution.get("redriveCount", 0) > 0', "False"),
+        (("Notify", "execution aborted, then redriven"),)),
+    Bug("a redriven stage does not ask whether it is awaited",
+        ("functions/start_job.py", "and not is_awaited(token)", ""),
+        (("Train", "execution aborted, then redriven"),)),
+    Bug("the end of a redriven job is not told",
+        ("functions/jobs.py", '"#open = :open REMOVE failure, raw_error, ended_at, message_sent_at, ',
+         '"#open = :open REMOVE failure, raw_error, ended_at, '),
+        (("Train", "execution aborted, then redriven"),)),
 )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def outcome(world: World) -> str:
         if pk.startswith("JOB#"):
             code = (row.get("failure") or {}).get("code", "")
             told = sum(pk[4:] in invariants.plain(text) for _, _, text in world.messages.sent)
-            words.append(f"{row.get('status')} {code}".strip() + ("" if told == 1 else f", {told} messages"))
+            words.append(f"{row.get('status')} {code}".strip() + ("" if told == 1 else f" ({told} messages)"))
     return " + ".join(words)
 
 

@@ -103,6 +103,7 @@ class World:
         self.ended: dict[str, tuple[float, str]] = {}  # execution: (time, status)
         self.errors: dict[str, str] = {}
         self.aborted: set[str] = set()
+        self.redrives = 0
         self.published: list[str] = []
         self.pending = 0
         self._ulids = itertools.count(1)
@@ -177,6 +178,10 @@ class World:
             if self.engine.describe_execution(execution)["status"] == "RUNNING":
                 self.aborted.add(execution)
                 self.engine.stop_execution(execution)
+        elif act.kind == "redrive":
+            if self.engine.describe_execution(execution)["redriveStatus"] == "REDRIVABLE":
+                self.redrives += 1
+                self.engine.redrive_execution(execution)
         elif act.kind in ("send_failure", "send_success"):
             self._answer_token(act, execution.rpartition(":")[2])
         elif act.kind == "upload":
