@@ -141,6 +141,7 @@ def metrics_json(gaussians: Gaussians, views: list[View]) -> dict[str, Any]:
         "ssim": 0.95,
         "train_psnr": 31.0,
         "heldout": heldout,
+        "heldout_are": "test",
         "curve": curve,
         "versions": {"numba": "0.0"},
     }

@@ -59,7 +59,7 @@ def read_scene_json(sfm: Path) -> dict[str, Any]:
 
 
 def read_metrics(train: Path) -> dict[str, Any]:
-    more = ("heldout", "curve", "image_width", "image_height", "versions")
+    more = ("heldout", "heldout_are", "curve", "image_width", "image_height", "versions")
     value: dict[str, Any] = read_input(train / "metrics.json", TRAINING_KEYS + more)
     return value
 
@@ -103,6 +103,7 @@ def build_report(
             },
             **{key: metrics[key] for key in ("psnr", "ssim", "train_psnr")},
             "heldout_photos": len(metrics["heldout"]),
+            "heldout_are": metrics["heldout_are"],
         },
         "compression": {
             "seconds": round(seconds, 3),

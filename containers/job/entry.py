@@ -36,9 +36,11 @@ def run_stage(stage: str, kind: JobKind, module: str) -> int:
     cannot start is never pushed. The argument ``train``, which SageMaker passes, is accepted.
     """
     exit_on_sigterm()
-    log_event(stage, "loading")  # from here on a stop is heard
+    is_selfcheck = sys.argv[1:] == ["--selfcheck"]
+    if not is_selfcheck:
+        log_event(stage, "loading")  # from here on a stop is heard
     program = cast(Program, importlib.import_module(module))
-    if sys.argv[1:] == ["--selfcheck"]:
+    if is_selfcheck:
         program.selfcheck()
         print(f"{stage}: ready")
         return 0

@@ -14,9 +14,9 @@ from PIL import Image
 
 from compress import fetch_viewer
 from compress.clean import clean
-from compress.evaluate import encode_to_quality
+from compress.evaluate import PhotoQuality, encode_to_quality
 from compress.report import SCHEMA_FILE, check_report, read_number
-from compress.report_page import date, draw_curve, duration, money, nice_ticks, size
+from compress.report_page import date, draw_curve, duration, money, nice_ticks, size, write_report_page
 from compress.sog_decode import decode_sog
 from compress.spz import decode_spz
 from compress.stage import OUTPUTS, run
@@ -281,7 +281,14 @@ def minimal_report() -> dict:
             "georeferenced": False,
             "gps_residual_m": None,
         },
-        "training": {**training, "psnr": None, "ssim": None, "train_psnr": None, "heldout_photos": 0},
+        "training": {
+            **training,
+            "psnr": None,
+            "ssim": None,
+            "train_psnr": None,
+            "heldout_photos": 0,
+            "heldout_are": "test",
+        },
         "compression": {
             "seconds": 1,
             "ply_bytes": 10,
@@ -294,6 +301,23 @@ def minimal_report() -> dict:
         "cost": {"estimated_usd": None, "actual_usd": 0, "basis": ""},
         "versions": {},
     }
+
+
+def test_the_page_calls_photos_unseen_only_when_they_are(tmp_path: Path) -> None:
+    """In a user's run the photos kept out join the training at its end, and the quality is that of just before."""
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    photos = [PhotoQuality("a.jpg", 33.25, 0.9, pixels, pixels)]
+    pages = {}
+    for kind in ("test", "validation"):
+        report = minimal_report()
+        report["training"] |= {"psnr": 21.75, "ssim": 0.7, "heldout_are": kind}
+        report["compression"] |= {"psnr": 33.25, "ssim": 0.9}
+        check_report(report)
+        write_report_page(tmp_path / "report.html", report, [], photos)
+        pages[kind] = (tmp_path / "report.html").read_text()
+    assert "never seen" in pages["test"] and "<dd>33.2 dB</dd>" in pages["test"]
+    assert "never seen" not in pages["validation"] and "unseen" not in pages["validation"]
+    assert "<dd>21.8 dB</dd>" in pages["validation"] and "until its last part" in pages["validation"]
 
 
 def test_numbers_of_options() -> None:
