@@ -86,6 +86,8 @@ def forward_messages(job: Job, lines: queue.Queue[str | None]) -> None:
             continue
         if "watch" in message:
             watched = message["watch"]
+            if watched:  # a phase is told as it begins, however short it is
+                job.progress(0, watched["total"], watched["unit"], watched["message"])
         if "progress" in message:
             step, total, unit, text = message["progress"]
             job.progress(step, total, unit, text)

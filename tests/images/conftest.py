@@ -70,12 +70,18 @@ def images(engine: Engine, base: str, figures: Figures) -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="session")
-def photos() -> list[Path]:
-    """Ten photos of a walk around a plush doll."""
+def many_photos() -> list[Path]:
+    """24 photos of a walk around a plush doll: each phase of SfM lasts long enough to be met."""
     folder = DATA / "plush" / "images"
     if not folder.is_dir():
         pytest.skip(f"the test photos are not there: {folder}; SPACEPORT_DATA names another place")
-    return sorted(folder.glob("*.[jJ][pP][gG]"))[:10]
+    return sorted(folder.glob("*.[jJ][pP][gG]"))[:24]
+
+
+@pytest.fixture(scope="session")
+def photos(many_photos: list[Path]) -> list[Path]:
+    """The first ten of them."""
+    return many_photos[:10]
 
 
 @pytest.fixture(scope="session")

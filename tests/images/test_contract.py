@@ -147,9 +147,11 @@ PHASES = [
 
 
 @pytest.mark.parametrize(("stage", "phase"), PHASES, ids=[f"{stage}-{phase}" for stage, phase in PHASES])
-def test_stop(stage: Stage, phase: str, player: Player, photos: list[Path], good_run: Any, figures: Figures) -> None:
+def test_stop(
+    stage: Stage, phase: str, player: Player, many_photos: list[Path], good_run: Any, figures: Figures
+) -> None:
     """SIGTERM in each phase: the program ends in time, says so by 143, and has written no half result."""
-    provide(player, stage, photos, good_run)
+    provide(player, stage, many_photos, good_run)
     options = UNHURRIED[stage]
     ran = player.run(stage, options, stop_when=lambda progress: progress["message"].startswith(phase))
     assert ran.stop_seconds is not None, f"the phase {phase!r} was never seen: {ran.progress}"
