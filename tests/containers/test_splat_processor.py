@@ -60,3 +60,16 @@ def test_kernels_are_compiled_for_the_level_or_for_what_was_asked(asked):
     )
     wanted = asked or level(Path("/proc/cpuinfo").read_text())
     assert wanted is None or f"'{wanted}'" in answer.stdout
+
+
+@pytest.mark.parametrize("module", ["compress.codebook", "compress.sog_encode", "splat.simd"])
+def test_the_kernels_of_the_image_are_there_whatever_is_imported_first(module, tmp_path):
+    """A kernel that is declared before they are copied makes the folder, and all are compiled anew in every job."""
+    baked = tmp_path / "baked"
+    baked.mkdir()
+    (baked / "of-the-image").touch()
+    folders = {"SPACEPORT_KERNELS": str(baked), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    path = str(Path(__file__).parents[2] / "containers")
+    environment = os.environ | folders | {"PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", f"import {module}"], env=environment, check=True)
+    assert (tmp_path / "cache" / "of-the-image").exists()
