@@ -26,6 +26,12 @@ PINHOLE = 1
 OBSERVATION = np.dtype([("x", "<f8"), ("y", "<f8"), ("point", "<i8")])  # a keypoint and the id of its point, or -1
 
 
+def fitted_size(width: int, height: int, long_side: int) -> tuple[int, int]:
+    """So small that the long side has at most ``long_side`` pixels; never enlarged."""
+    factor = min(1.0, long_side / max(width, height))
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """One photo's camera. World to camera as in COLMAP: x right, y down, z forward; pixel centres lie at +0.5."""
@@ -43,8 +49,11 @@ class View:
 
     def fitted(self, long_side: int) -> View:
         """The same camera, so small that its long side has at most ``long_side`` pixels (never larger than now)."""
-        factor = min(1.0, long_side / max(self.width, self.height))
-        return self.resized(max(1, round(self.width * factor)), max(1, round(self.height * factor)))
+        return self.resized(*fitted_size(self.width, self.height, long_side))
+
+    def in_camera(self, points: Array) -> Array:
+        """[n, 3] points of the scene frame in this camera's own: x right, y down, z forward."""
+        return points @ self.world_to_camera[:3, :3].T + self.world_to_camera[:3, 3]
 
     @property
     def center(self) -> Array:
@@ -62,6 +71,11 @@ class Scene:
     points_rgb: NDArray[np.uint8]  # [P, 3]
     seen: dict[str, tuple[Array, NDArray[np.int64]]] = field(default_factory=dict)
     # by photo name: where points lie in it ([n, 2] pixels) and their rows in points_xyz ([n])
+
+    def points_seen_in(self, name: str) -> Array:
+        """[n, 3] the sparse points that the photo of this name sees."""
+        rows = self.seen[name][1] if name in self.seen else np.empty(0, np.int64)
+        return self.points_xyz[rows]
 
     def photo_path(self, view: View) -> Path:
         return self.folder / "images" / view.name

@@ -33,8 +33,7 @@ def _in_gaps_of(
     scene: Scene, photo: Photo, count: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     view = photo.view
-    rows = scene.seen[view.name][1] if view.name in scene.seen else np.empty(0, np.int64)
-    camera = scene.points_xyz[rows] @ view.world_to_camera[:3, :3].T + view.world_to_camera[:3, 3]
+    camera = view.in_camera(scene.points_seen_in(view.name))
     camera = camera[camera[:, 2] > 0]
     if len(camera) == 0:
         return np.empty((0, 3)), np.empty((0, 3)), np.empty(0)

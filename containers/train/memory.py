@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from job import StageError
 from job.contract import write_json_atomically
+from splat.cameras import fitted_size
 from train import checkpoint
 
 RESERVE = 256 << 20  # for modules, the allocator's rounding and what grows
@@ -65,18 +66,12 @@ def model_bytes(gaussians: int, sh_degree: int) -> int:
     return gaussians * (4 * (3 * (11 + 3 * coefficients) + 58) + 12 * coefficients + 144)
 
 
-def fitted(size: Size, long_side: int) -> Size:
-    """Never enlarged."""
-    scale = min(1.0, long_side / max(size))
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
 def picture_bytes(sizes: list[Size], long_side: int) -> int:
-    return 60 * max((width * height for width, height in (fitted(size, long_side) for size in sizes)), default=0)
+    return 60 * max((width * height for width, height in (fitted_size(*size, long_side) for size in sizes)), default=0)
 
 
 def photo_bytes(sizes: list[Size], long_side: int) -> int:
-    pixels = sum(width * height for width, height in (fitted(size, long_side) for size in sizes))
+    pixels = sum(width * height for width, height in (fitted_size(*size, long_side) for size in sizes))
     return 3 * pixels + 3 * pixels // 4 + 3 * pixels // 16
 
 

@@ -91,8 +91,8 @@ def fit_pose(engine: Engine, scene: Scene, photo: Photo, sh_degree: int) -> Pose
     level = max(1, round(photo.view.width / fitted.width))
     small = photo.shrunk(level)
     truth = small.pixels / 255.0
-    points = seen_points(scene, photo.view.name)
-    camera = points @ photo.view.world_to_camera[:3, :3].T + photo.view.world_to_camera[:3, 3]
+    points = scene.points_seen_in(photo.view.name)
+    camera = photo.view.in_camera(points)
     depth = float(np.median(camera[:, 2])) if len(camera) else 1.0
     focal = small.view.K[0, 0]
     probe = PROBE_PX / focal * np.array([1, 1, 1, depth, depth, depth])
@@ -145,7 +145,7 @@ def error_without_points(engine: Engine, scene: Scene, photo: Photo, sh_degree: 
     number = rows[:, None] * shape[1] + columns
     sums = np.bincount(number.ravel(), error.mean(axis=2).ravel())
     sizes = np.bincount(number.ravel())
-    at = project(view, seen_points(scene, view.name)) / cell
+    at = project(view, scene.points_seen_in(view.name)) / cell
     x, y = at.astype(int).T if len(at) else (np.empty(0, int), np.empty(0, int))
     filled = np.zeros(shape, bool)
     filled[y.clip(0, shape[0] - 1), x.clip(0, shape[1] - 1)] = True
@@ -170,14 +170,7 @@ def slowly(image: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.stack([np.asarray(plane) for plane in planes], axis=-1)
 
 
-def seen_points(scene: Scene, name: str) -> NDArray[np.float64]:
-    """[n, 3] the sparse points that the photo of this name sees."""
-    rows = scene.seen[name][1] if name in scene.seen else np.empty(0, np.int64)
-    return scene.points_xyz[rows]
-
-
 def project(view: View, points: NDArray[np.float64]) -> NDArray[np.float64]:
     """[n, 2] pixels."""
-    camera = points @ view.world_to_camera[:3, :3].T + view.world_to_camera[:3, 3]
-    image = camera @ view.K.T
+    image = view.in_camera(points) @ view.K.T
     return image[:, :2] / image[:, 2:]
