@@ -7,10 +7,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from splat import processor
-
-processor.prepare()  # declaring a cached kernel makes the folder of the cache, which is then no longer filled
-
 CODEBOOK_ENTRIES = 256
 QUANTILE_BINS = 3072
 UNIFORM_BINS = 1024

@@ -36,15 +36,21 @@ def level(cpuinfo: str) -> str | None:
 
 
 def adopt_kernels(baked: Path, cache: Path) -> None:
-    """Copy compiled kernels to ``cache``, unless something is there already."""
-    if cache.exists() or not baked.is_dir():
+    """Copy compiled kernels to ``cache``, package by package, unless a package has some there already.
+
+    Declaring a kernel makes the folder of its package, still empty.
+    """
+    if not baked.is_dir():
         return
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    copy = Path(tempfile.mkdtemp(dir=cache.parent))
-    shutil.copytree(baked, copy, dirs_exist_ok=True)
-    with contextlib.suppress(OSError):  # another process was faster; its kernels are the same
-        copy.rename(cache)
-    shutil.rmtree(copy, ignore_errors=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    for package in baked.iterdir():
+        own = cache / package.name
+        if any(own.glob("*")):
+            continue
+        with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as folder:
+            copy = Path(shutil.copytree(package, Path(folder) / package.name))
+            with contextlib.suppress(OSError):  # another process was faster; its kernels are the same
+                copy.rename(own)
 
 
 def prepare() -> None:

@@ -40,6 +40,9 @@ def test_kernels_of_the_image_fill_an_empty_cache_only(tmp_path):
     (baked / "splat/blend.nbc").write_bytes(b"new")
     adopt_kernels(baked, cache)
     assert (cache / "splat/blend.nbc").read_bytes() == b"new"
+    (cache / "splat/blend.nbc").unlink()
+    adopt_kernels(baked, cache)  # a kernel was declared: the folder is there, and empty
+    assert (cache / "splat/blend.nbc").read_bytes() == b"new"
     (cache / "splat/blend.nbc").write_bytes(b"own")
     adopt_kernels(baked, cache)
     assert (cache / "splat/blend.nbc").read_bytes() == b"own"
@@ -66,10 +69,10 @@ def test_kernels_are_compiled_for_the_level_or_for_what_was_asked(asked):
 def test_the_kernels_of_the_image_are_there_whatever_is_imported_first(module, tmp_path):
     """A kernel that is declared before they are copied makes the folder, and all are compiled anew in every job."""
     baked = tmp_path / "baked"
-    baked.mkdir()
-    (baked / "of-the-image").touch()
+    (baked / "splat").mkdir(parents=True)
+    (baked / "splat/of-the-image").touch()
     folders = {"SPACEPORT_KERNELS": str(baked), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     path = str(Path(__file__).parents[2] / "containers")
     environment = os.environ | folders | {"PYTHONPATH": path}
-    subprocess.run([sys.executable, "-c", f"import {module}"], env=environment, check=True)
-    assert (tmp_path / "cache" / "of-the-image").exists()
+    subprocess.run([sys.executable, "-c", f"import {module}, splat.simd"], env=environment, check=True)
+    assert (tmp_path / "cache/splat/of-the-image").exists()
