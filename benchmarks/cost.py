@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "functions"), str(ROOT / "containers")]
 
 import prices  # noqa: E402
+from benchmarks.marks import filled  # noqa: E402
 from options import JobOptions  # noqa: E402
 from settings import STAGES, Settings  # noqa: E402
 from spaceport.template import load_stack  # noqa: E402
@@ -232,27 +233,14 @@ def parts() -> dict[str, str]:
     }
 
 
-def between(page: str, mark: str) -> tuple[str, str, str]:
-    """(before, inside, after) of <!-- mark --> … <!-- /mark -->."""
-    start, end = f"<!-- {mark} -->\n", f"\n<!-- /{mark} -->"
-    before, found, rest = page.partition(start)
-    inside, ended, after = rest.partition(end)
-    if not found or not ended:
-        raise ValueError(f"{PAGE.name} has no {start.strip()}")
-    return before + start, inside, end + after
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the parts into docs/cost.md")
     page = PAGE.read_text(encoding="utf-8")
     write = parser.parse_args().write
-    for mark, text in parts().items():
-        before, _, after = between(page, mark)
-        page = before + text + after
-        print(f"{text}\n")
+    print(*parts().values(), sep="\n\n")
     if write:
-        PAGE.write_text(page, encoding="utf-8")
+        PAGE.write_text(filled(page, parts()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the simulator is part of the tests
 
+from benchmarks.recording import write_result  # noqa: E402
 from tests.state_machine.simulator import planted, schedules, table  # noqa: E402
 from tests.state_machine.simulator.catalog import CATALOG  # noqa: E402
 from tests.state_machine.simulator.code import deployed  # noqa: E402
 
-OUT = ROOT / "benchmarks/results/faults.json"
+WHOLE = 20_000  # schedules of a result that is kept
 CHUNK = 250
 
 
@@ -36,7 +34,7 @@ def run_seeds(first: int, count: int) -> dict[int, list[str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--schedules", type=int, default=20_000)
+    parser.add_argument("--schedules", type=int, default=WHOLE)
     arguments = parser.parse_args()
     started = time.monotonic()
     bad: dict[int, list[str]] = {}
@@ -62,18 +60,11 @@ def main() -> int:
         "planted_bugs": len(planted.BUGS),
         "caught": caught,
     }
-    result = {
-        "name": "faults",
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"python": platform.python_version(), "powertools": version("aws-lambda-powertools")},
-        "command": "python -m benchmarks.faults",
-        "figures": figures,
-    }
-    print(json.dumps(figures, indent=2))
-    if arguments.schedules >= 20_000:
-        OUT.parent.mkdir(exist_ok=True)
-        OUT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    command = "python -m benchmarks.faults"
+    if arguments.schedules >= WHOLE:
+        write_result("faults", figures, command, powertools=version("aws-lambda-powertools"))
+    else:
+        print(json.dumps(figures, indent=2))
     return 1 if violated or caught < len(planted.BUGS) else 0
 
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
+import sys
 import tempfile
-from datetime import date
 from pathlib import Path
-from typing import Any
 
-from spaceport import local_run, machine
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.recording import write_result
+from spaceport import local_run
 from spaceport.sample import render_sample
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def measure(photos: Path, preset: str) -> dict[str, float]:
@@ -44,19 +43,6 @@ def measure(photos: Path, preset: str) -> dict[str, float]:
         "ply_bytes": report["compression"]["ply_bytes"],
         "sog_bytes": report["compression"]["sog_bytes"],
     }
-
-
-def write_result(name: str, figures: dict[str, Any], command: str, **versions: str) -> None:
-    result = {
-        "name": name,
-        "date": date.today().isoformat(),
-        "machine": f"{machine.cpu_model()}, {machine.cores()} cores, {platform.system()}",
-        "versions": {"python": platform.python_version(), **machine.versions(), **versions},
-        "command": command,
-        "figures": figures,
-    }
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
 
-from benchmarks.local_run import RESULTS, write_result  # noqa: E402
+from benchmarks.recording import RESULTS, write_result  # noqa: E402
 from train import presets  # noqa: E402
 from train.presets import Preset  # noqa: E402
 from train.schedule import Schedule  # noqa: E402

@@ -26,7 +26,7 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "containers")]
 
-from benchmarks.local_run import RESULTS, write_result  # noqa: E402
+from benchmarks.recording import RESULTS, write_result  # noqa: E402
 from sfm.photos import prepare_photos  # noqa: E402
 from spaceport.sample import TRUTH_FILE, render_sample  # noqa: E402
 

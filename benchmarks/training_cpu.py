@@ -33,7 +33,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
 
-from benchmarks.local_run import RESULTS, write_result  # noqa: E402
+from benchmarks.recording import RESULTS, write_result  # noqa: E402
 from job import Job, JobKind  # noqa: E402
 from splat.cameras import Scene, read_scene  # noqa: E402
 from splat.threads import available_cores  # noqa: E402

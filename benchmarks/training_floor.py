@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
 
+from benchmarks.marks import filled  # noqa: E402
 from train import memory  # noqa: E402
 from train.memory import Plan, Room  # noqa: E402
 
@@ -111,22 +112,19 @@ def memory_table() -> str:
     return "\n".join(rows)
 
 
-def with_tables(page: str) -> str:
-    for name, table in (("floor", floor_table()), ("memory", memory_table())):
-        start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
-        before, rest = page.split(start)
-        page = before + start + table + end + rest.split(end)[1]
-    return page
+def tables() -> dict[str, str]:
+    """By the marks of the page."""
+    return {"floor": floor_table(), "memory": memory_table()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the tables into docs/gpu-training.md")
     if parser.parse_args().write:
-        PAGE.write_text(with_tables(PAGE.read_text()))
+        PAGE.write_text(filled(PAGE.read_text(), tables()))
         return
     before, after = totals()
-    print(floor_table(), memory_table(), sep="\n\n")
+    print(*tables().values(), sep="\n\n")
     print(f"\nper step {before / 1e6:,.0f} MB before, {after / 1e6:,.0f} MB now")
 
 

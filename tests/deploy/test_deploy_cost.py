@@ -8,8 +8,10 @@ import pytest
 
 import prices
 from benchmarks import cost
+from benchmarks.marks import between
 from options import JobOptions
 from tests.deploy.environments import ROOT
+from train.stage import AROUND_TRAINING_S
 
 PAGE = (ROOT / "docs" / "cost.md").read_text()
 
@@ -21,7 +23,7 @@ def settings():
 
 @pytest.mark.parametrize("part", ["expected", "inputs", "table", "example"])
 def test_page_has_the_computed_parts(part):
-    assert cost.between(PAGE, part)[1] == cost.parts()[part], "run `python benchmarks/cost.py --write`"
+    assert between(PAGE, part)[1] == cost.parts()[part], "run `python benchmarks/cost.py --write`"
 
 
 def test_formula_is_the_codes():
@@ -31,7 +33,14 @@ def test_formula_is_the_codes():
         {p: f"{t:,}" for p, t in prices.TRAIN_S.items()},
     ):
         assert ", ".join(f"{text} {preset}" for preset, text in texts.items()) in PAGE
+    assert f"training     {prices.START_S} + {prices.AROUND_TRAINING_S} + t" in PAGE
     assert f"compression  {prices.START_S} + {prices.COMPRESS_S}" in PAGE
+
+
+def test_training_is_counted_with_its_whole_budget():
+    """An estimate that is too low would shorten a training whose limit pays for all of it."""
+    assert prices.TRAIN_S == {name: preset.budget_s for name, preset in cost.GPU.items()}
+    assert prices.AROUND_TRAINING_S == AROUND_TRAINING_S
 
 
 @pytest.mark.parametrize(("preset", "photos"), [("standard", 200), ("draft", 50)])
@@ -40,7 +49,7 @@ def test_sum_by_hand(settings, preset, photos):
     seconds_per_photo, training = prices.SFM_S_PER_PHOTO[preset], prices.TRAIN_S[preset]
     by_hand = (
         (prices.START_S + seconds_per_photo * photos) * 0.408
-        + (prices.START_S + training) * 0.736
+        + (prices.START_S + 60 + training) * 0.736
         + (prices.START_S + prices.COMPRESS_S) * 0.816
     ) / 3600
     costs = cost.stage_costs(settings, preset, photos)
