@@ -130,6 +130,7 @@ def finish(name: str, task: dict[str, Any], verdict: Verdict) -> str:
             lambda: aws.stepfunctions().send_task_success(taskToken=task["task_token"], output=json.dumps(result))
         )
     else:
+        jobs.put_interrupted(job_id, stage, name, cost_of(stage, verdict))
         cause = {"code": verdict.code, "reason": verdict.reason, "stage": stage, "job_name": name}
         heard = tell(
             lambda: aws.stepfunctions().send_task_failure(
@@ -147,12 +148,16 @@ def result_of(name: str, task: dict[str, Any], verdict: Verdict) -> dict[str, An
     job = jobs.get_job(task["job_id"])
     if job is None:
         raise RuntimeError(f"the job table has no row of job {task['job_id']}, to which {name} belongs")
-    machine = verdict.instance_type or settings().stage(task["stage"]).instance_type
     return {
         "stage": task["stage"],
         "job_name": name,
         "output_uri": layout.uri(job["bucket"], layout.output_prefix(job["job_id"], task["stage"], name)),
         "seconds": verdict.seconds,
         "billable_seconds": verdict.billable_seconds,
-        "cost_usd": prices.cost_usd(settings(), machine, verdict.billable_seconds),
+        "cost_usd": cost_of(task["stage"], verdict),
     }
+
+
+def cost_of(stage: Stage, verdict: Verdict) -> float:
+    machine = verdict.instance_type or settings().stage(stage).instance_type
+    return prices.cost_usd(settings(), machine, verdict.billable_seconds)

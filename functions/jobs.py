@@ -160,6 +160,7 @@ def create_job(job_id: str, scene: str, bucket: str) -> None:
         "status": "SETTLING",
         "created_at": aws.timestamp(),
         "results": {},
+        "interrupted": {},
         "open": OPEN_JOB,
         "expires_at": _expires(JOB_DAYS),
     }
@@ -241,6 +242,17 @@ def resume_job(job_id: str, ended_at: str) -> bool:
         {":running": "RUNNING", ":open": OPEN_JOB, ":ended": ended_at},
         "ended_at = :ended",
         {"#status": "status", "#open": "open"},
+    )
+
+
+def put_interrupted(job_id: str, stage: Stage, job_name: str, cost_usd: float) -> None:
+    """What an attempt that left no result has cost."""
+    _update(
+        job_key(job_id),
+        "SET interrupted.#name = :cost",
+        {":cost": _to_dynamo({"stage": stage, "cost_usd": cost_usd})},
+        "attribute_exists(interrupted)",
+        {"#name": job_name},
     )
 
 

@@ -81,6 +81,8 @@ def figures(report: dict[str, Any], cost_usd: float) -> list[tuple[str, str]]:
     if _numbers(compression, "sog_bytes", "ply_bytes"):
         sizes = f"{compression['sog_bytes'] / 1e6:.1f} MB, {compression['ply_bytes'] / 1e6:.1f} MB before compression"
         lines.append(("Size", sizes))
+    if training.get("stop_reason") == "cost_limit":
+        lines.append(("Training", "shortened, because the cost limit paid for no more"))
     lines.append(("Cost", f"{cost_usd:.2f} USD"))
     return lines
 

@@ -14,6 +14,7 @@ import aws
 import failures
 import jobs
 import mails
+import prices
 import results
 import sagemaker_jobs
 from failures import Failure
@@ -55,9 +56,8 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
             jobs.resume_job(job_id, job["ended_at"])  # it was stopped while it was published
         results.publish(job)
         link = f"{settings().result_base_url}/{job['scene']}/{job_id}/{results.PAGE}"
-        cost_usd = sum(float(result["cost_usd"]) for result in job["results"].values())
         # From here on the job has succeeded, whatever becomes of this call (state FailUnlessDone).
-        if not jobs.end_job(job_id, "SUCCEEDED", result_url=link, cost_usd=round(cost_usd, 6)):
+        if not jobs.end_job(job_id, "SUCCEEDED", result_url=link, cost_usd=round(prices.spent_usd(job), 6)):
             results.unpublish(job)  # it was aborted while it was published
     else:
         end_without_result(job_id, "FAILED", failures.parse(event["state"].get("error")))
@@ -198,11 +198,10 @@ def tell_once(job_id: str) -> dict[str, Any]:
 
 
 def measure(job: dict[str, Any], report: dict[str, Any]) -> None:
-    """The metrics behind the dashboard and the alarm on spending; a failed job has cost what its stages cost."""
+    """The metrics behind the dashboard and the alarm on spending; a failed job has cost what its stages have."""
     succeeded = job["status"] == "SUCCEEDED"
     metrics.add_metric("JobsSucceeded" if succeeded else "JobsFailed", MetricUnit.Count, 1)
-    spent = sum(float(result["cost_usd"]) for result in (job.get("results") or {}).values())
-    metrics.add_metric("CostUsd", MetricUnit.NoUnit, float(job.get("cost_usd", spent)))
+    metrics.add_metric("CostUsd", MetricUnit.NoUnit, float(job.get("cost_usd", prices.spent_usd(job))))
     training = report.get("training")
     psnr = training.get("psnr") if isinstance(training, dict) else None
     if isinstance(psnr, int | float):

@@ -48,19 +48,25 @@ def request(stage: Stage, job: Row, name: str, settings: Settings) -> Row:
 
 
 def stage_options(stage: Stage, job: Row, settings: Settings) -> dict[str, str]:
-    """Options by lower-case name, as text. Raises the failure BAD_OPTION where one is longer than SageMaker takes."""
+    """Options by lower-case name, as text.
+
+    Raises BAD_OPTION where one is longer than SageMaker takes, COST_LIMIT where no money is left for training.
+    """
     options = {
         "job_id": job["job_id"],
         "scene": job["scene"],
         **JobOptions.model_validate(job["options"]).for_stage(stage),
     }
+    price = str(prices.price_usd_per_hour(settings, settings.stage(stage).instance_type))
+    if stage == "train":
+        budget = prices.training_usd(settings, JobOptions.model_validate(job["options"]), job)
+        if budget is not None:
+            options |= {"max_training_usd": f"{budget:.6f}", "price_usd_per_hour": price}
     if stage == "compress":
-        spent = sum(float(result["cost_usd"]) for result in job["results"].values())
-        machine = settings.stage(stage).instance_type
         options |= {
             "created_at": job["created_at"],
-            "price_usd_per_hour": str(prices.price_usd_per_hour(settings, machine)),
-            "spent_usd": f"{spent:.6f}",
+            "price_usd_per_hour": price,
+            "spent_usd": f"{prices.spent_usd(job):.6f}",
             "estimated_usd": str(job["estimated_usd"]),
             "cost_basis": prices.basis(settings),
         }

@@ -30,7 +30,7 @@ from telemetry import logger, metrics, tracer
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Event: the execution's state.
 
-    Answers {"start_at", "photos", "rejected", "estimated_usd"}; raises what is wrong.
+    Answers {"start_at", "photos", "rejected", "estimated_usd", "training_shortened"}; raises what is wrong.
     """
     job_id, scene, bucket = event["job_id"], event["scene"], event["bucket"]
     options = read_options(job_id, bucket, scene)
@@ -40,13 +40,13 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         checked: dict[str, Any] = {"photos": accepted, "rejected": rejected}
     else:
         checked = reuse(options, bucket, scene)
-    estimate = prices.estimate(settings(), options, checked["photos"])
-    check_cost(job_id, options, estimate.usd)
-    jobs.set_checked(job_id, {**checked, "estimated_usd": estimate.usd, "estimated_s": estimate.seconds})
+    estimate = prices.within_limit(settings(), options, checked["photos"])
+    check_day(job_id, estimate.usd)
+    cost = {"estimated_usd": estimate.usd, "training_shortened": estimate.shortened}
+    jobs.set_checked(job_id, {**checked, **cost, "estimated_s": estimate.seconds})
     metrics.add_metric("PhotosAccepted", MetricUnit.Count, checked["photos"])
-    logger.info("job checked", extra={"job_id": job_id, "photos": checked["photos"], "estimated_usd": estimate.usd})
-    summary = {name: checked[name] for name in ("photos", "rejected")}
-    return {"start_at": options.start_at, "estimated_usd": estimate.usd, **summary}
+    logger.info("job checked", extra={"job_id": job_id, "photos": checked["photos"], **cost})
+    return {"start_at": options.start_at, **cost, **{name: checked[name] for name in ("photos", "rejected")}}
 
 
 def read_options(job_id: str, bucket: str, scene: str) -> JobOptions:
@@ -136,16 +136,8 @@ def reuse(options: JobOptions, bucket: str, scene: str) -> dict[str, Any]:
     return {"photos": other.get("photos", 0), "rejected": other.get("rejected", 0), "results": taken}
 
 
-def check_cost(job_id: str, options: JobOptions, estimated_usd: float) -> None:
-    """Refuse what would cost more than job.json, the installation or the rest of the day (UTC) allows."""
-    own, service = options.max_cost_usd, settings().max_usd_per_scene
-    if own is not None and own <= service and estimated_usd > own:
-        raise failure("COST_LIMIT", f"The job would cost about {estimated_usd:.2f} USD; job.json allows {own:.2f} USD")
-    if estimated_usd > service:
-        raise failure(
-            "COST_LIMIT_OF_SERVICE",
-            f"The job would cost about {estimated_usd:.2f} USD; this service allows {service:.2f} USD per scene",
-        )
+def check_day(job_id: str, estimated_usd: float) -> None:
+    """Refuse what would cost more than the rest of the day (UTC) allows."""
     limit = settings().max_usd_per_day
     if not jobs.reserve_cost(job_id, estimated_usd, limit):
         raise failure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, replace
 from typing import Literal
@@ -62,8 +63,9 @@ def run(job: Job) -> None:
         options.max_iterations,
         options.max_image_long_side,
         options.sh_degree,
-        training_seconds(options),
+        options.max_training_seconds,
     )
+    preset = replace(preset, budget_s=min(preset.budget_s, paid_seconds(options)))
     job.progress(0, 1, "sets", "Loading photos")
     scene = open_scene(job)
     sizes = [(view.width, view.height) for view in scene.views]
@@ -111,13 +113,11 @@ def train(job: Job, options: Options, preset: Preset, scene: Scene, gpu: bool, s
     write_results(job, engine, options, preset, scene, data, exposure_spread, result)
 
 
-def training_seconds(options: Options) -> float | None:
-    """The budget of the training loop that time and money allow; None when neither was limited."""
-    limits = [options.max_training_seconds] if options.max_training_seconds else []
-    if options.max_training_usd and options.price_usd_per_hour:
-        hours = options.max_training_usd / options.price_usd_per_hour
-        limits.append(max(1.0, hours * 3600 - AROUND_TRAINING_S))
-    return min(limits, default=None)
+def paid_seconds(options: Options) -> float:
+    """How long the training loop may be for its money, which only ever shortens it; inf when that is not limited."""
+    if not options.max_training_usd or not options.price_usd_per_hour:
+        return math.inf
+    return max(1.0, options.max_training_usd / options.price_usd_per_hour * 3600 - AROUND_TRAINING_S)
 
 
 def open_scene(job: Job) -> Scene:
@@ -149,11 +149,12 @@ def write_results(
     small = [photo.shrunk(LOOK_LEVEL) for photo in spread(data.train, LOOK_MOST)]
     stragglers = find_stragglers(engine, scene, data.test or data.validation, shown, degree)
     stragglers += find_stragglers(engine, scene, small, score(engine, small, degree), degree)
+    out_of_money = result.stop_reason == "time_budget" and preset.budget_s == paid_seconds(options)
     metrics = {
         "seconds": round(time.time() - job.started_at, 2),
         "training_seconds": round(result.seconds, 2),
         "iterations": result.iterations,
-        "stop_reason": result.stop_reason,
+        "stop_reason": "cost_limit" if out_of_money else result.stop_reason,
         "saved_seconds": round(result.saved_s, 2),
         "rollbacks": result.rollbacks,
         "device": engine.device,

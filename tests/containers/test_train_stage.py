@@ -229,6 +229,17 @@ def test_a_time_budget_ends_the_training(tmp_path, scene):
     assert result.iterations > 10
 
 
+def test_money_ends_the_training_with_a_model(tmp_path, scene):
+    """62 s at this price: two beside the minute that is counted for loading and measuring."""
+    root = prepare(tmp_path, scene, max_gaussians=1_000, max_training_usd=62 * 0.736 / 3600, price_usd_per_hour=0.736)
+    status, _log, err = run(root)
+    assert status == 0, err
+    metrics = json.loads((root / "model/metrics.json").read_text())
+    assert metrics["stop_reason"] == "cost_limit"
+    assert 2.0 <= metrics["training_seconds"] < 10
+    assert read_ply(root / "model/scene.ply").means.shape == (metrics["gaussians"], 3)
+
+
 def make_trainer(root, scene, **changes):
     from dataclasses import replace
 

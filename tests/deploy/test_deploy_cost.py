@@ -39,7 +39,7 @@ def test_formula_is_the_codes():
 
 def test_training_is_counted_with_its_whole_budget():
     """An estimate that is too low would shorten a training whose limit pays for all of it."""
-    assert prices.TRAIN_S == {name: preset.budget_s for name, preset in cost.GPU.items()}
+    assert {name: preset.budget_s for name, preset in cost.GPU.items()} == prices.TRAIN_S
     assert prices.AROUND_TRAINING_S == AROUND_TRAINING_S
 
 

@@ -346,6 +346,7 @@ def add_job(status: str = "RUNNING", **more: Any) -> None:
         "status": status,
         "created_at": "2026-11-12T08:59:00.000Z",
         "results": {},
+        "interrupted": {},
         "options": {"preset": "draft"},
         "photos": 20,
         "rejected": 0,

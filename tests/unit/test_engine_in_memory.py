@@ -58,23 +58,25 @@ class Stages:
         on_exit(result)
 
 
-def deploy(**options):
+def deploy(parameters=PARAMETERS, **options):
     clock, stages = VirtualClock(), Stages()
     events: list[dict[str, Any]] = []
 
     def use_virtual_time(function, modules):
         modules["aws"].now = lambda: clock.now().timestamp()
 
-    engine = Engine(None, PARAMETERS, clock, events.append, runner=stages, on_load=use_virtual_time, **options)
+    engine = Engine(None, parameters, clock, events.append, runner=stages, on_load=use_virtual_time, **options)
     stages.engine = engine
     return engine, stages, events
 
 
-def upload(engine, scene="house", photos=9, ready=True):
+def upload(engine, scene="house", photos=9, ready=True, **job):
     for index in range(photos):
         engine.storage.put_bytes(engine.bucket, f"uploads/{scene}/{index}.jpg", b"\xff\xd8\xff\xe0" + b"x" * 100)
     if ready:
-        engine.storage.put_bytes(engine.bucket, f"uploads/{scene}/job.json", b'{"ready": true}')
+        engine.storage.put_bytes(
+            engine.bucket, f"uploads/{scene}/job.json", json.dumps({"ready": True, **job}).encode()
+        )
 
 
 def executions(engine):
@@ -124,7 +126,7 @@ def test_order_inputs_and_outputs_of_all_states():
         assert {key: left[key] for key in given} == given, f"{name} changed what came before it"
         added[name] = {key: left[key] for key in left.keys() - given.keys()}
     assert added["Settle"] == {"settle": {"complete": True, "wait_s": 0}}
-    validated = {"start_at": "sfm", "photos": 9, "rejected": 0, "estimated_usd": 0.0}
+    validated = {"start_at": "sfm", "photos": 9, "rejected": 0, "estimated_usd": 0.0, "training_shortened": False}
     assert added["Validate"] == {"validate": validated}
     ulid = job_id.rpartition("-")[2].lower()
     for name, stage, folder in (
@@ -177,6 +179,24 @@ def test_a_transient_failure_is_tried_again_under_a_new_name():
         engine.clock.advance(7200)
         assert [name.split("-", 2)[2] for name in stages.names] == ["sfm-0", "sfm-1", "train-0", "compress-0"]
         assert executions(engine)[0]["status"] == "SUCCEEDED"
+
+
+def test_the_limit_reaches_the_training_and_holds_over_an_interruption():
+    """By hand, at 3.60 USD/h, a thousandth a second: stages take 600 s, 0.60 USD, and compression is counted 0.48."""
+    engine, stages, _ = deploy({**PARAMETERS, "PricesUsdPerHour": "*=3.6"})
+    stages.outcomes["sfm", 0] = stages.outcomes["train", 0] = Exit(143)
+    with engine:
+        upload(engine, max_cost_usd=3.0)
+        engine.clock.advance(7200)
+        (execution,) = executions(engine)
+        describe = engine.client("sagemaker").describe_training_job
+        given = [describe(TrainingJobName=name)["HyperParameters"] for name in stages.names if "-train-" in name]
+        row = engine.row(f"JOB#{execution['name']}")
+    assert [options["price_usd_per_hour"] for options in given] == ["3.6", "3.6"]
+    first, second = (float(options["max_training_usd"]) for options in given)
+    assert first == pytest.approx(3.0 - 2 * 0.60 - 0.48 - 0.18)  # finding cameras was interrupted once
+    assert second == pytest.approx(first - (0.18 + 0.06 + 0.06))  # start, loading, time since the checkpoint
+    assert row["cost_usd"] == pytest.approx(5 * 0.60), "interrupted attempts are in what the user is told"
 
 
 def test_an_aborted_execution_stops_its_job_and_tells_the_user():

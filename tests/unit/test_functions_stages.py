@@ -60,6 +60,15 @@ def check(cloud: Cloud, name: str = NAME) -> str:
 # start_job -----------------------------------------------------------------------------------------------------------
 
 
+def test_no_training_is_started_without_money_for_it(cloud):
+    dear = {**SFM_RESULT, "cost_usd": 2}
+    add_job(results={"sfm": dear}, options={"preset": "standard", "max_cost_usd": 2})
+    with pytest.raises(JobFailure) as raised:
+        start(cloud, "train")
+    assert (raised.value.code, cloud.sagemaker.requests) == ("COST_LIMIT", {})
+    assert "open" not in row(f"TASK#{TRAIN}"), "the sweep need not look for it"
+
+
 @pytest.mark.parametrize("stage", ["sfm", "train", "compress"])
 @pytest.mark.parametrize("spot", ["true", "false"])
 def test_requests_keep_the_contract(cloud, monkeypatch, stage, spot):
@@ -86,6 +95,8 @@ def test_requests_keep_the_contract(cloud, monkeypatch, stage, spot):
             "scene": "my-house",
             "preset": "high",
             "max_iterations": "500",
+            "max_training_usd": f"{5 - 0.816 * 480 / 3600 - 0.736 * 180 / 3600:.6f}",  # MaxUsdPerScene is 5
+            "price_usd_per_hour": "0.736",
         }
         assert request["OutputDataConfig"] == {
             "S3OutputPath": f"s3://{BUCKET}/work/{JOB}/train/",
@@ -307,6 +318,7 @@ def test_training_that_did_not_complete(cloud, monkeypatch, event, description, 
     check_status.handler(load_event(f"sagemaker-{event}"), cloud.context)
     ((answered, _, cause),) = cloud.tokens.answers
     assert (answered, cause["code"], cause["stage"], cause["job_name"]) == (error, code, "train", name)
+    assert job_row()["interrupted"] == {name: {"stage": "train", "cost_usd": round(0.736 * 60 / 3600, 6)}}
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,8 @@ def test_estimate_follows_photos_preset_and_start(cloud, monkeypatch):
     late = JobOptions(start_at="compress", reuse_job="my-house-01KD8E7J9Q3M5V8X2Z4B6C7D9F")
     assert prices.estimate(settings(), late, 400).seconds.keys() == {"compress"}
     assert prices.estimate(settings(), late, 400).usd == round(0.816 * 480 / 3600, 4)
+    long = JobOptions(max_training_seconds=5000)
+    assert prices.estimate(settings(), long, 400).seconds["train"] == 180 + 60 + 5000
     cloud.set(monkeypatch, PRICES_USD_PER_HOUR="*=0")
     assert prices.estimate(settings(), JobOptions(), 400).usd == 0
     cloud.set(monkeypatch, PRICES_USD_PER_HOUR="ml.c6i.2xlarge=1.5,*=2")

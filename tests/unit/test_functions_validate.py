@@ -44,7 +44,13 @@ def test_good_upload(cloud):
     cloud.put("uploads/my-house/job.json", {"preset": "high", "title": "Haus"})
     cloud.put("uploads/my-house-2/other.jpg", JPEG)
     answer = run(cloud)
-    assert answer == {"start_at": "sfm", "photos": 8, "rejected": 4, "estimated_usd": answer["estimated_usd"]}
+    assert answer == {
+        "start_at": "sfm",
+        "photos": 8,
+        "rejected": 4,
+        "estimated_usd": answer["estimated_usd"],
+        "training_shortened": False,
+    }
     assert cloud.read(f"work/{JOB}/manifest.json") == [{"prefix": f"s3://{BUCKET}/uploads/my-house/"}, *names]
     rejected = {entry["name"]: entry["reason"] for entry in cloud.read(f"work/{JOB}/rejected.json")}
     assert rejected.keys() == {"fake.jpg", "empty.jpg", "c.heic", "d.mp4"}
