@@ -156,4 +156,4 @@ def basis(settings: Settings) -> str:
         if settings.prices_usd_per_hour
         else f"list prices of us-east-1 as of {TABLE_DATE}"
     )
-    return f"billed seconds at {source}"
+    return f"Billed seconds at {source}."

@@ -142,6 +142,12 @@ def metrics_json(gaussians: Gaussians, views: list[View]) -> dict[str, Any]:
         "train_psnr": 31.0,
         "heldout": heldout,
         "heldout_are": "test",
+        "saved_seconds": 0.0,
+        "rollbacks": 0,
+        "exposure": {"spread": 0.012, "compensated": False},
+        "stragglers": [
+            {"name": views[3].name, "psnr": 22.0, "below_db": 8.1, "reason": "pose", "detail": "off by 3.2 pixels"}
+        ],
         "curve": curve,
         "versions": {"numba": "0.0"},
     }

@@ -18,9 +18,10 @@ from job import StageError
 SCHEMA_FILE = Path(__file__).parent / "report.schema.json"
 SFM_KEYS = ("seconds", "points", "reprojection_error_px", "georeferenced", "gps_residual_m")
 TRAINING_KEYS = (
-    *("seconds", "iterations", "stop_reason", "device", "gaussians", "sh_degree"),
-    *("psnr", "ssim", "train_psnr"),
+    *("seconds", "iterations", "stop_reason", "saved_seconds", "rollbacks", "device", "gaussians", "sh_degree"),
+    *("psnr", "ssim", "train_psnr", "heldout_are", "exposure"),
 )
+STRAGGLER_KEYS = ("name", "below_db", "reason", "detail")
 NO_REASON = "Not registered: too little in common with the other photos."
 
 
@@ -32,11 +33,14 @@ def read_input(path: Path, keys: tuple[str, ...]) -> Any:
         raise StageError("BAD_INPUT", f"The stage before left no {path.name}. Run it again.") from None
     except ValueError as error:
         raise StageError("BAD_INPUT", f"{path.name} of the stage before is not JSON ({error}). Run it again.") from None
-    rows = value if isinstance(value, list) else [value]
+    require(path.name, value if isinstance(value, list) else [value], keys)
+    return value
+
+
+def require(name: str, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> None:
     missing = sorted({key for row in rows for key in keys if key not in row})
     if missing:
-        raise StageError("BAD_INPUT", f"{path.name} of the stage before has no {', '.join(missing)}. Run it again.")
-    return value
+        raise StageError("BAD_INPUT", f"{name} of the stage before has no {', '.join(missing)}. Run it again.")
 
 
 def read_number(options: dict[str, str], name: str) -> float | None:
@@ -59,25 +63,27 @@ def read_scene_json(sfm: Path) -> dict[str, Any]:
 
 
 def read_metrics(train: Path) -> dict[str, Any]:
-    more = ("heldout", "heldout_are", "curve", "image_width", "image_height", "versions")
+    more = ("heldout", "stragglers", "curve", "image_width", "image_height", "versions")
     value: dict[str, Any] = read_input(train / "metrics.json", TRAINING_KEYS + more)
+    require("metrics.json", value["stragglers"], STRAGGLER_KEYS)
     return value
 
 
 def build_report(
     options: dict[str, str],
     sfm: Path,
-    train: Path,
+    metrics: dict[str, Any],
     seconds: float,
     sizes: tuple[int, int],
     quality: Quality,
 ) -> dict[str, Any]:
     """report.json as its schema wants it.
 
-    ``seconds`` is the wall time of this stage so far, ``sizes`` are the bytes of scene.ply and scene.sog. The cost
-    is what the stages before spent plus this one's time at the option ``price_usd_per_hour``.
+    ``metrics`` is what ``read_metrics`` returns, ``seconds`` the wall time of this stage so far, ``sizes`` are the
+    bytes of scene.ply and scene.sog. The cost is what the stages before spent plus this one's time at the option
+    ``price_usd_per_hour``.
     """
-    scene, metrics = read_scene_json(sfm), read_metrics(train)
+    scene = read_scene_json(sfm)
     photos = read_input(sfm / "photos.json", ("name", "registered", "code", "reason"))
     ply_bytes, sog_bytes = sizes
     spent = read_number(options, "spent_usd") or 0.0
@@ -97,13 +103,9 @@ def build_report(
         },
         "sfm": {key: scene[key] for key in SFM_KEYS},
         "training": {
-            **{
-                key: metrics[key]
-                for key in ("seconds", "iterations", "stop_reason", "device", "gaussians", "sh_degree")
-            },
-            **{key: metrics[key] for key in ("psnr", "ssim", "train_psnr")},
+            **{key: metrics[key] for key in TRAINING_KEYS},
             "heldout_photos": len(metrics["heldout"]),
-            "heldout_are": metrics["heldout_are"],
+            "stragglers": [{key: one[key] for key in STRAGGLER_KEYS} for one in metrics["stragglers"]],
         },
         "compression": {
             "seconds": round(seconds, 3),

@@ -21,6 +21,29 @@ from compress.templates import environment
 PREVIEW_PAIRS = 3
 PREVIEW_LONG_SIDE = 900
 PLOT_WIDTH, PLOT_HEIGHT = 640, 280
+# What a photo that fits badly has, and what whoever took it can do.
+STRAGGLERS = {
+    "exposure": (
+        "Its brightness or colour differs from the other photos.",
+        "Keep exposure and white balance fixed while taking photos.",
+    ),
+    "pose": (
+        "Its camera could not be placed exactly.",
+        "Take more photos that overlap with it, or leave it out.",
+    ),
+    "light": (
+        "Parts of it are lit differently, as by a shadow.",
+        "Take all photos in the same light, and keep your own shadow out.",
+    ),
+    "background": (
+        "It shows something that the other photos hardly see.",
+        "Take more photos of that part, from several places.",
+    ),
+    "unknown": (
+        "No single cause was found.",
+        "Look whether it is blurred or something in it moved; leave it out then.",
+    ),
+}
 PLOT_MARGIN = {"left": 44, "right": 22, "top": 14, "bottom": 52}
 
 
@@ -48,6 +71,9 @@ def write_report_page(
             report=report,
             pairs=choose_pairs(heldout),
             curve=draw_curve(curve),
+            ended=why_training_ended(report["training"]),
+            exposure=exposure_of(report["training"]["exposure"]),
+            stragglers=[(one["name"], one["below_db"], *STRAGGLERS[one["reason"]]) for one in worst_first(report)],
             gate_db=GATE_DB,
             date=date,
             duration=duration,
@@ -57,6 +83,34 @@ def write_report_page(
         )
     )
     path.write_text(html, encoding="utf-8")
+
+
+def worst_first(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return sorted(report["training"]["stragglers"], key=lambda one: -one["below_db"])
+
+
+def why_training_ended(training: dict[str, Any]) -> str:
+    """Sentences on the end of the training, and on what it had to mend on its way."""
+    saved = f", {duration(training['saved_seconds'])} before its time" if training["saved_seconds"] >= 1 else ""
+    ended = {
+        "plateau": f"It ended by itself when it did not get better any more{saved}.",
+        "max_iterations": "It ended after all the steps it was given.",
+        "time_budget": "It ended when its time was used up.",
+        "cost_limit": "It ended when what the cost limit left for it was used up; a higher limit may make it better.",
+    }.get(training["stop_reason"], f"It ended: {training['stop_reason'].replace('_', ' ')}.")
+    times = training["rollbacks"]
+    if not times:
+        return ended
+    count = "once" if times == 1 else f"{times} times"
+    return f"{ended} It went astray {count}, and went on from its best state in smaller steps."
+
+
+def exposure_of(exposure: dict[str, Any]) -> str:
+    """``spread`` is the standard deviation of the logarithm of the photos' gains."""
+    percent = 100 * math.expm1(exposure["spread"])
+    if exposure["compensated"]:
+        return f"varies by about {percent:.0f} % from photo to photo; evened out before training"
+    return f"varies by about {percent:.1f} % from photo to photo; left as it is"
 
 
 def choose_pairs(heldout: list[PhotoQuality]) -> list[Pair]:

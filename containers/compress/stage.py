@@ -76,7 +76,7 @@ def run(job: Job) -> None:
 
     announce(job, 5)
     sizes = ((train / "scene.ply").stat().st_size, len(encoded.data))
-    report = build_report(job.options, sfm, train, time.monotonic() - started, sizes, quality)
+    report = build_report(job.options, sfm, metrics, time.monotonic() - started, sizes, quality)
     write_json_atomically(job.output / "report.json", report)
     write_report_page(job.output / "report.html", report, metrics["curve"], quality.heldout)
     job.progress(len(STEPS), len(STEPS), "steps", "Done")

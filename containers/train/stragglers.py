@@ -37,6 +37,7 @@ ROBUST = 0.05  # residuals above it count less, 0..1
 class Straggler(TypedDict):
     name: str
     psnr: float
+    below_db: float  # the median of the photos it was compared with
     reason: str  # exposure, pose, background, light, unknown
     detail: str
 
@@ -55,12 +56,13 @@ def find_stragglers(
     """The worst of ``photos`` with ``scores`` at least 4 dB under their median, each with a reason."""
     if not scores:
         return []
-    limit = float(np.median([s["psnr"] for s in scores])) - BELOW_MEDIAN_DB
+    median = float(np.median([s["psnr"] for s in scores]))
     worst = sorted(range(len(scores)), key=lambda i: scores[i]["psnr"])[:MOST]
-    return [explain(engine, scene, photos[i], scores[i], sh_degree) for i in worst if scores[i]["psnr"] < limit]
+    below = {i: median - scores[i]["psnr"] for i in worst if scores[i]["psnr"] < median - BELOW_MEDIAN_DB}
+    return [explain(engine, scene, photos[i], scores[i], db, sh_degree) for i, db in below.items()]
 
 
-def explain(engine: Engine, scene: Scene, photo: Photo, score: Score, sh_degree: int) -> Straggler:
+def explain(engine: Engine, scene: Scene, photo: Photo, score: Score, below_db: float, sh_degree: int) -> Straggler:
     by_exposure = score["psnr_fitted"] - score["psnr"]
     pose = fit_pose(engine, scene, photo, sh_degree)
     by_pose = pose.psnr_after - pose.psnr_before
@@ -79,7 +81,13 @@ def explain(engine: Engine, scene: Scene, photo: Photo, score: Score, sh_degree:
     elif without > UNSEEN_RATIO * beside:
         reason = "background"
         detail = f"the error is {without / beside:.1f} times as large where other photos share no point with it"
-    return {"name": photo.view.name, "psnr": score["psnr"], "reason": reason, "detail": detail}
+    return {
+        "name": photo.view.name,
+        "psnr": score["psnr"],
+        "below_db": round(below_db, 2),
+        "reason": reason,
+        "detail": detail,
+    }
 
 
 def fit_pose(engine: Engine, scene: Scene, photo: Photo, sh_degree: int) -> PoseFit:

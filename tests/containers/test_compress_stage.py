@@ -16,7 +16,18 @@ from compress import fetch_viewer
 from compress.clean import clean
 from compress.evaluate import PhotoQuality, encode_to_quality
 from compress.report import SCHEMA_FILE, check_report, read_number
-from compress.report_page import date, draw_curve, duration, money, nice_ticks, size, write_report_page
+from compress.report_page import (
+    STRAGGLERS,
+    date,
+    draw_curve,
+    duration,
+    exposure_of,
+    money,
+    nice_ticks,
+    size,
+    why_training_ended,
+    write_report_page,
+)
 from compress.sog_decode import decode_sog
 from compress.spz import decode_spz
 from compress.stage import OUTPUTS, run
@@ -288,6 +299,10 @@ def minimal_report() -> dict:
             "train_psnr": None,
             "heldout_photos": 0,
             "heldout_are": "test",
+            "saved_seconds": 0,
+            "rollbacks": 0,
+            "exposure": {"spread": 0, "compensated": False},
+            "stragglers": [],
         },
         "compression": {
             "seconds": 1,
@@ -318,6 +333,54 @@ def test_the_page_calls_photos_unseen_only_when_they_are(tmp_path: Path) -> None
     assert "never seen" in pages["test"] and "<dd>33.2 dB</dd>" in pages["test"]
     assert "never seen" not in pages["validation"] and "unseen" not in pages["validation"]
     assert "<dd>21.8 dB</dd>" in pages["validation"] and "until its last part" in pages["validation"]
+
+
+def test_the_page_names_photos_that_fit_badly_and_what_helps(tmp_path: Path) -> None:
+    report = minimal_report()
+    report["training"]["stragglers"] = [
+        {"name": "<b>.jpg", "below_db": 4.25, "reason": "light", "detail": ""},
+        {"name": "a.jpg", "below_db": 9.5, "reason": "pose", "detail": ""},
+    ]
+    check_report(report)
+    write_report_page(tmp_path / "report.html", report, [], [])
+    page = (tmp_path / "report.html").read_text()
+    assert "&lt;b&gt;.jpg" in page and "<b>.jpg" not in page
+    assert page.index("9.5 dB below the others") < page.index("4.2 dB below the others"), "the worst comes first"
+    assert "keep your own shadow out" in page and "overlap with it" in page
+    report["training"]["stragglers"] = []
+    write_report_page(tmp_path / "report.html", report, [], [])
+    assert "fit badly" not in (tmp_path / "report.html").read_text()
+
+
+def test_the_page_knows_every_reason_that_training_gives() -> None:
+    source = (SCHEMA_FILE.parents[1] / "train/stragglers.py").read_text()
+    assert set(STRAGGLERS) == set(re.findall(r'reason(?:, detail)? = "(\w+)"', source))
+    schema = json.loads(SCHEMA_FILE.read_text())["properties"]["training"]["properties"]
+    assert set(schema["stragglers"]["items"]["properties"]["reason"]["enum"]) == set(STRAGGLERS)
+
+
+def test_why_training_ended() -> None:
+    training = {"stop_reason": "plateau", "saved_seconds": 200.0, "rollbacks": 0}
+    assert why_training_ended(training).endswith("any more, 3 min 20 s before its time.")
+    training |= {"stop_reason": "cost_limit", "saved_seconds": 0.0, "rollbacks": 2}
+    assert "cost limit" in why_training_ended(training) and "astray 2 times" in why_training_ended(training)
+    assert "went astray once" in why_training_ended(training | {"rollbacks": 1})
+
+
+def test_exposure_in_percent() -> None:
+    """A spread of the logarithm of 0.0953 is a factor of 1.1."""
+    assert exposure_of({"spread": 0.0953, "compensated": True}).startswith("varies by about 10 %")
+    assert exposure_of({"spread": 0.0, "compensated": False}).endswith("0.0 % from photo to photo; left as it is")
+
+
+def test_stragglers_of_an_older_training_are_refused(job: Job) -> None:
+    file = job.input("train") / "metrics.json"
+    metrics = json.loads(file.read_text())
+    del metrics["stragglers"][0]["below_db"]
+    file.write_text(json.dumps(metrics))
+    with pytest.raises(StageError, match=r"metrics\.json .* has no below_db") as error:
+        run(job)
+    assert error.value.code == "BAD_INPUT"
 
 
 def test_numbers_of_options() -> None:

@@ -68,6 +68,8 @@ def test_another_exposure_is_named(engine):
     photos[4] = replace(photos[4], pixels=to_uint8(photos[4].pixels / 255 * 0.6))
     (found,) = reasons(engine, scene, photos)
     assert (found["name"], found["reason"]) == ("4.png", "exposure")
+    scores = [one["psnr"] for one in score(engine, photos, 0)]
+    assert found["below_db"] == pytest.approx(np.median(scores) - scores[4], abs=0.01)
 
 
 def test_a_background_that_the_model_lacks_is_named(engine):

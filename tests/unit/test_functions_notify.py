@@ -77,6 +77,13 @@ def test_success_publishes_everything_and_the_page_last(cloud, monkeypatch):
         assert words in text
 
 
+def test_a_training_that_the_cost_limit_shortened_is_named(cloud):
+    finished(cloud)
+    cloud.put(f"work/{JOB}/compress/report.json", {"training": {"stop_reason": "cost_limit"}})
+    succeed(cloud)
+    assert "Training: shortened, because the cost limit paid for no more" in cloud.messages()[0]
+
+
 def test_page_is_not_there_when_another_file_is_missing(cloud):
     finished(cloud)
     boto3.client("s3").delete_object(Bucket=BUCKET, Key=f"work/{JOB}/train/x/output/model/scene.ply")
