@@ -323,6 +323,15 @@ def test_every_event_that_is_given_up_lies_in_a_queue_with_an_alarm():
         assert f"{queue}.QueueName" in watched
 
 
+def test_every_bad_end_of_an_execution_has_an_alarm():
+    """Step Functions counts a timeout as such, not as a failure; an abort is somebody's wish."""
+    resources = load_template()["Resources"].values()
+    alarms = [r["Properties"] for r in resources if r["Type"] == "AWS::CloudWatch::Alarm"]
+    watched = {a["MetricName"]: a for a in alarms if a["Namespace"] == "AWS/States"}
+    assert set(watched) == {"ExecutionsFailed", "ExecutionsTimedOut"}
+    assert all((a["Threshold"], a["ComparisonOperator"]) == (0, "GreaterThanThreshold") for a in watched.values())
+
+
 def test_a_burst_of_uploads_can_be_limited():
     template = load_template()
     reserved = template["Resources"]["IngestFunction"]["Properties"]["ReservedConcurrentExecutions"]
