@@ -28,6 +28,7 @@ from sfm.align import Alignment, align
 from sfm.exif import strip_metadata
 from sfm.options import Matcher
 from sfm.pairs import choose_matcher, choose_pairs, left_out, more_pairs
+from sfm.phase import phase
 from sfm.retrieval import DESCRIPTOR_LENGTH, similarities
 
 signal.signal(signal.SIGTERM, signal.SIG_DFL)  # importing pycolmap installs a handler that prints a stack trace
@@ -75,24 +76,17 @@ def main() -> None:
 
 
 def reconstruct(request: dict[str, Any]) -> dict[str, Any]:
-    """All steps; see ``describe`` and ``run`` in ``__main__`` for what a request holds. Raises StageError."""
+    """All steps; see ``describe`` and ``run`` in ``stage.py`` for what a request holds. Raises StageError."""
     photos, work = request["photos"], Path(request["work"])
     gps = positions_enu(photos)
     wanted = Matcher(request["matcher"])
     matcher = choose_matcher(wanted, gps.enu_m[:, :2])
     if wanted is Matcher.SPATIAL and matcher is not wanted:
-        send(
-            log={
-                "event": "matcher_replaced",
-                "wanted": wanted,
-                "used": matcher,
-                "why": "too few photos have a GPS position",
-            }
-        )
+        log("matcher_replaced", wanted=wanted, used=matcher, why="too few photos have a GPS position")
     settings = FAST
     attempt = map_photos(request, gps, matcher, settings, work / settings.name)
     if attempt.registered < RETRY_BELOW * len(photos):
-        send(log={"event": "retry", "registered": attempt.registered, "photos": len(photos), "settings": STRONG.name})
+        log("retry", registered=attempt.registered, photos=len(photos), settings=STRONG.name)
         if matcher is not Matcher.EXHAUSTIVE and len(photos) <= EXHAUSTIVE_RETRY_UP_TO:
             matcher = Matcher.EXHAUSTIVE
         second = map_photos(request, gps, matcher, STRONG, work / STRONG.name)
@@ -105,7 +99,7 @@ def reconstruct(request: dict[str, Any]) -> dict[str, Any]:
     origin = None
     if alignment.origin_enu_m is not None:
         origin = geodetic(alignment.origin_enu_m, gps)
-    with phase("undistorting"):
+    with phase("undistorting", log):
         images = write_output(model, request)
     centres = np.array([image.projection_center() for image in registered_images(model)])
     centroid = centres.mean(0)
@@ -175,33 +169,31 @@ def map_photos(request: dict[str, Any], gps: Positions, matcher: Matcher, settin
     database = folder / "database.db"
     import_photos(database, prepared, photos)
     names = [photo["image"] for photo in photos]
-    with phase("features"):
+    with phase("features", log):
         extract(database, prepared, names, settings)
-    with phase("pairs"):
+    with phase("pairs", log):
         order = sorted(range(len(photos)), key=lambda k: (photos[k]["taken_at"] or "", photos[k]["name"]))
         similarity = look_alike(database, names) if matcher is Matcher.RETRIEVAL else None
         pairs = choose_pairs(matcher, gps.enu_m[:, :2], order, similarity, generous=settings is STRONG)
     guided = settings is STRONG and len(pairs) <= GUIDED_UP_TO_PAIRS
-    with phase("matching"):
+    with phase("matching", log):
         match(database, names, pairs, folder / "pairs.txt", guided)
         if similarity is not None:
             lost = left_out(len(names), verified_pairs(database, names), FEW_PARTNERS)
             more = more_pairs(similarity, set(pairs), lost)
             match(database, names, more, folder / "more.txt", guided)
             pairs += more
-    with phase("mapping"):
+    with phase("mapping", log):
         model, models = best_model(database, prepared, folder, len(photos), settings.settle_sooner)
     registered = model.num_reg_images() if model is not None else 0
-    send(
-        log={
-            "event": "mapped",
-            "settings": settings.name,
-            "matcher": matcher.value,
-            "pairs": len(pairs),
-            "registered": registered,
-            "photos": len(photos),
-            "models": models,
-        }
+    log(
+        "mapped",
+        settings=settings.name,
+        matcher=matcher.value,
+        pairs=len(pairs),
+        registered=registered,
+        photos=len(photos),
+        models=models,
     )
     return Attempt(database, model, registered)
 
@@ -278,7 +270,7 @@ def best_model(database: Path, prepared: Path, folder: Path, photos: int, sooner
     models = run_mapper(database, prepared, folder / "models", photos, sooner)
     if sooner and most_registered(models) < THOROUGH_BELOW * photos:
         thorough = run_mapper(database, prepared, folder / "thorough", photos, sooner=False)
-        send(log={"event": "mapped_again", "before": most_registered(models), "now": most_registered(thorough)})
+        log("mapped_again", before=most_registered(models), now=most_registered(thorough))
         models = max(models, thorough, key=most_registered)
     return max(models, key=lambda m: (m.num_reg_images(), m.num_points3D()), default=None), len(models)
 
@@ -450,19 +442,8 @@ def send(**message: Any) -> None:
     print(json.dumps(message), flush=True)
 
 
-@contextmanager
-def phase(name: str) -> Iterator[None]:
-    """Log what a phase took: wall seconds, and processor seconds of all threads."""
-    wall, cpu = time.monotonic(), time.process_time()
-    yield
-    send(
-        log={
-            "event": "phase",
-            "phase": name,
-            "seconds": round(time.monotonic() - wall, 3),
-            "cpu_seconds": round(time.process_time() - cpu, 3),
-        }
-    )
+def log(event: str, **fields: Any) -> None:
+    send(log={"event": event, **fields})
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from job import Job
 from job.contract import write_json_atomically
 from sfm.child import run_mapping
 from sfm.options import Options
+from sfm.phase import phase
 from sfm.photos import Photo, prepare_photos
 
 OUTPUTS = (
@@ -32,17 +33,15 @@ def run(job: Job) -> None:
     work = job.scratch / "sfm"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    cpu = time.process_time()
     try:
-        photos = prepare_photos(
-            job.input("photos"),
-            work / "photos",
-            options.long_side_px,
-            progress=lambda done, total: job.progress(done, total, "photos", "Checking photos"),
-            check_stop=job.check_stop,
-        )
-        seconds, cpu_seconds = time.time() - job.started_at, time.process_time() - cpu
-        job.log("phase", phase="photos", seconds=round(seconds, 3), cpu_seconds=round(cpu_seconds, 3))
+        with phase("photos", job.log):
+            photos = prepare_photos(
+                job.input("photos"),
+                work / "photos",
+                options.long_side_px,
+                progress=lambda done, total: job.progress(done, total, "photos", "Checking photos"),
+                check_stop=job.check_stop,
+            )
         for photo in photos:
             if photo.code:
                 job.log("photo_rejected", name=photo.name, code=photo.code, reason=photo.reason)
