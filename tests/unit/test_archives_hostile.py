@@ -10,6 +10,7 @@ import pytest
 
 import archives
 import failures
+import remote_zip
 from failures import JobFailure
 from tests.unit import fn_zips
 from tests.unit.fn_cloud import JPEG, add_job, cloud
@@ -131,18 +132,18 @@ def test_many_members_that_are_each_within_the_ratio(cloud):
 
 
 @pytest.mark.parametrize(
-    ("name", "limit", "words"),
+    ("module", "name", "limit", "words"),
     [
-        ("MAX_MEMBERS", 15, "8 members; 15 are allowed"),
-        ("MAX_DIRECTORY_BYTES", 300, "has 440 bytes"),
-        ("MAX_PHOTO_BYTES", 64, "'IMG 0.jpg'"),
-        ("MAX_UNPACKED_BYTES", 1000, "The archives hold"),
-        ("MAX_ARCHIVES", 1, "2 archives; 1 are allowed"),
+        (archives, "MAX_MEMBERS", 15, "8 members; 15 are allowed"),
+        (remote_zip, "MAX_DIRECTORY_BYTES", 300, "has 440 bytes"),
+        (archives, "MAX_PHOTO_BYTES", 64, "'IMG 0.jpg'"),
+        (archives, "MAX_UNPACKED_BYTES", 1000, "The archives hold"),
+        (archives, "MAX_ARCHIVES", 1, "2 archives; 1 are allowed"),
     ],
 )
-def test_limits(cloud, monkeypatch, name, limit, words):
+def test_limits(cloud, monkeypatch, module, name, limit, words):
     upload(cloud, photos_zip=PLAIN, second_zip=PLAIN)
-    monkeypatch.setattr(archives, name, limit)
+    monkeypatch.setattr(module, name, limit)
     failure = refused(cloud)
     assert failure.code == "ARCHIVE_TOO_LARGE"
     assert words in failure.reason

@@ -15,6 +15,7 @@ from moto.s3.models import s3_backends
 import archives
 import aws
 import failures
+import remote_zip
 from tests.unit import fn_zips
 from tests.unit.fn_cloud import BUCKET, JPEG, cloud
 from tests.unit.fn_zips import EIGHT, UPLOADS, WORK, body, manifest, refused, rejected, run, upload
@@ -316,7 +317,7 @@ def test_only_what_is_needed_is_read(cloud, monkeypatch):
     noise = random.Random(2).randbytes(8_000_000)
     files = [*list(EIGHT.items())[:4], ("a.bin", noise), ("b.bin", noise), *list(EIGHT.items())[4:]]
     monkeypatch.setattr(archives, "UNPACK_THREADS", 1)
-    monkeypatch.setattr(archives, "BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr(remote_zip, "BUFFER_BYTES", 1 << 20)
     upload(cloud, photos_zip=fn_zips.make(files, zipfile.ZIP_STORED))
     watched = Watched(monkeypatch)
     assert run(cloud)["photos"] == 8
