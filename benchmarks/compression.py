@@ -11,14 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +23,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
 
+from benchmarks.recording import RESULTS, write_result  # noqa: E402
 from compress.codebook import palette_size  # noqa: E402
 from compress.evaluate import draw, heldout_views, limited_psnr, spread  # noqa: E402
 from compress.sog_decode import decode_sog  # noqa: E402
-from spaceport.machine import cpu_model  # noqa: E402
 from splat.cameras import Scene, View, read_scene  # noqa: E402
 from splat.images import load_photo  # noqa: E402
 from splat.model import Gaussians, read_ply  # noqa: E402
 
-RESULT = ROOT / "benchmarks/results/compression.json"
 PEER = ROOT / "tests/e2e/tools/node_modules/@playcanvas/splat-transform"
 OURS = """
 import sys
@@ -219,7 +215,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=6)
     parser.add_argument("--long-side", type=int, default=640)
     parser.add_argument("--limit-s", type=float, default=600, help="wall time that one encoding may take")
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
     options = parser.parse_args()
     if not PEER.is_dir():
         raise SystemExit(
@@ -241,20 +237,14 @@ def main() -> None:
         figures |= {f"{subject.name}_{key}": value for key, value in scenes[subject.name].items()}
     figures = {**headline(scenes, degrees), **figures}
     names = " ".join(scene.partition("=")[0] + "=..." for scene in options.scenes)
-    result = {
-        "name": "compression",
-        "date": date.today().isoformat(),
-        "machine": f"{cpu_model()}, {os.cpu_count()} cores, {platform.system()}",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "faiss-cpu", "pillow", "numba")},
-            "splat-transform": json.loads((PEER / "package.json").read_text())["version"],
-        },
-        "command": f"python benchmarks/compression.py {names}",
-        "figures": figures,
-    }
-    options.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
+    peer_version = json.loads((PEER / "package.json").read_text())["version"]
+    write_result(
+        "compression",
+        figures,
+        f"python benchmarks/compression.py {names}",
+        folder=options.out,
+        **{"splat-transform": peer_version},
+    )
 
 
 if __name__ == "__main__":

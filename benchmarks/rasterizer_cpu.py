@@ -9,47 +9,34 @@ over SH degrees 0 to 3 and two backgrounds. Results: benchmarks/results/rasteriz
 
 from __future__ import annotations
 
-import json
-import platform
 import sys
 import time
-from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "containers"), str(ROOT / "tests/containers")]
+sys.path[:0] = [str(ROOT), str(ROOT / "containers"), str(ROOT / "tests/containers")]
 
 from test_splat_raster import check, make_gaussians, make_view  # type: ignore[import-not-found]  # noqa: E402
 
+from benchmarks.recording import write_result  # noqa: E402
 from splat.cameras import View  # noqa: E402
 from splat.model import Gaussians  # noqa: E402
 from splat.raster import Rasterizer, pack, zero_rows  # noqa: E402
-from train.engine_cpu import cpu_model  # noqa: E402
 
-RESULT = ROOT / "benchmarks/results/rasterizer-cpu.json"
 REPEATS = 15
 
 
 def main() -> None:
     image_error, gradient_error = exactness()
-    report = {
-        "name": "rasterizer-cpu",
-        "date": date.today().isoformat(),
-        "machine": cpu_model(),
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in ("numba", "llvmlite", "numpy")}},
-        "command": "python benchmarks/rasterizer_cpu.py",
-        "figures": {
-            "ms_cpu_20k_400x300": round(cpu_ms(20_000, 400, 300), 2),
-            "grad_rel_error_max": float(f"{gradient_error:.3g}"),
-            "image_abs_error_max": float(f"{image_error:.3g}"),
-        },
+    figures = {
+        "ms_cpu_20k_400x300": round(cpu_ms(20_000, 400, 300), 2),
+        "grad_rel_error_max": float(f"{gradient_error:.3g}"),
+        "image_abs_error_max": float(f"{image_error:.3g}"),
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    write_result("rasterizer-cpu", figures, "python benchmarks/rasterizer_cpu.py", llvmlite=version("llvmlite"))
 
 
 def cpu_ms(count: int, width: int, height: int) -> float:
