@@ -167,7 +167,7 @@ def make_model(sfm: Path, count: int) -> None:
     for i in range(MODEL_STEPS):
         progress = i / MODEL_STEPS
         rates = schedule.rates(progress, extent)
-        engine.step(i % len(photos), schedule.level(progress), schedule.sh_degree(progress, SH_DEGREE), rates)
+        engine.step([i % len(photos)], schedule.level(progress), schedule.sh_degree(progress, SH_DEGREE), rates)
         if i % 40 == 39 and progress < schedule.refine_until:
             refine(engine, rng, schedule.growth, grow=True)
     assert engine.count() == count, engine.count()
@@ -189,7 +189,7 @@ def serve(sfm: Path) -> None:
     engine.load(read_ply(model_path(wanted["count"])))
     rates = Schedule().rates(0.5, scene_extent([photo.view for photo in photos]))
     for photo in range(3):
-        engine.step(photo, 1, SH_DEGREE, rates)
+        engine.step([photo], 1, SH_DEGREE, rates)
     parts = instrument()
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
@@ -198,7 +198,7 @@ def serve(sfm: Path) -> None:
         wall, cpu = [], []
         for i in range(first, first + STEPS):
             wall_start, cpu_start = time.perf_counter(), time.process_time()
-            engine.step(i % len(photos), 1, SH_DEGREE, rates)
+            engine.step([i % len(photos)], 1, SH_DEGREE, rates)
             wall.append(1000 * (time.perf_counter() - wall_start))
             cpu.append(1000 * (time.process_time() - cpu_start))
         print(json.dumps({"wall_ms": wall, "cpu_ms": cpu, "parts": parts}), flush=True)

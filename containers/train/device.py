@@ -138,11 +138,19 @@ def try_device(found: Found, torch: Any) -> Found:
     return replace(found, name=name)
 
 
-def room() -> Room:
-    """Of the GPU and the host, now."""
+def count(most: int | None) -> int:
+    """GPUs to train on: all that CUDA_VISIBLE_DEVICES shows, but not more than ``most``."""
     import torch
 
-    free, total = torch.cuda.mem_get_info()
+    seen: int = torch.cuda.device_count()
+    return max(1, min(seen, most or seen))
+
+
+def room(gpus: int = 1) -> Room:
+    """Of the fullest of the first ``gpus`` GPUs and the host, now."""
+    import torch
+
+    free, total = map(min, zip(*(torch.cuda.mem_get_info(gpu) for gpu in range(gpus)), strict=True))
     return Room(free, total, host_room())
 
 

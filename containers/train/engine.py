@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -61,12 +62,13 @@ class Engine(Protocol):
     name: str
     device: str
     capacity: int
+    views: int  # photos of a step; above 1 its rates are those of a step on one photo all the same
 
     def load(self, gaussians: Gaussians) -> None:
         """Begin with these Gaussians, with the optimiser at rest."""
 
-    def step(self, photo: int, level: int, sh_degree: int, rates: Rates) -> None:
-        """One optimiser step on training photo number ``photo``, shrunk by ``level``."""
+    def step(self, photos: Sequence[int], level: int, sh_degree: int, rates: Rates) -> None:
+        """One optimiser step on the training photos of these numbers, ``views`` of them, shrunk by ``level``."""
 
     def blame(self, photo: int, level: int, sh_degree: int) -> NDArray[np.float32]:
         """[N] the error of a training photo, shrunk by ``level``, that is each Gaussian's: the sum over the pixels of
@@ -120,9 +122,19 @@ def gpu_available() -> bool:
 
 
 def open_engine(
-    photos: list[Photo], capacity: int, sh_degree: int, seed: int, gpu: bool, pinned_photos: bool = False
+    photos: list[Photo],
+    capacity: int,
+    sh_degree: int,
+    seed: int,
+    gpu: bool,
+    pinned_photos: bool = False,
+    gpus: int = 1,
 ) -> Engine:
-    """The GPU engine when ``gpu`` (its photos in the host's memory when ``pinned_photos``), else the CPU engine."""
+    """That of one or more GPUs when ``gpu`` (photos in the host's memory when ``pinned_photos``), else of the CPU."""
+    if gpu and gpus > 1:
+        from train.engine_gpus import GpusEngine
+
+        return GpusEngine(photos, capacity, sh_degree, seed, gpus, pinned_photos)
     if gpu:
         from train.engine_gpu import GpuEngine
 

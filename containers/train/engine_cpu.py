@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class CpuEngine:
     """See ``train.engine.Engine``."""
 
     name = "cpu"
+    views = 1
 
     def __init__(self, photos: list[Photo], capacity: int, sh_degree: int, seed: int) -> None:
         self.device = cpu_model()
@@ -46,7 +48,8 @@ class CpuEngine:
         self._count, self._steps = n, 0
         self._grads, self._first, self._second = (zero_rows(*self._rows.shape) for _ in range(3))
 
-    def step(self, photo: int, level: int, sh_degree: int, rates: Rates) -> None:
+    def step(self, photos: Sequence[int], level: int, sh_degree: int, rates: Rates) -> None:
+        (photo,) = photos
         view, target = self._levels[level][photo]
         image = self._rasterizer.forward_packed(self._rows, self._count, sh_degree, view, BLACK)
         loss, grad_image = self._loss(image, target, view.width, view.height)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,22 +38,32 @@ class GpuEngine:
     """
 
     name = "gpu"
+    views = 1
 
     def __init__(
-        self, photos: list[Photo], capacity: int, sh_degree: int, seed: int, pinned_photos: bool = False
+        self,
+        photos: list[Photo],
+        capacity: int,
+        sh_degree: int,
+        seed: int,
+        pinned_photos: bool = False,
+        device: str = DEVICE,
     ) -> None:
-        self._on = torch.device(DEVICE)
+        self._on = torch.device(device)
         self.device = torch.cuda.get_device_name(self._on)
         self.capacity = capacity
         self._stride = -(-capacity // COLUMNS) * COLUMNS
         self._seed = seed
-        self._count = self._steps = self._loss_count = 0
+        self._count = self._steps = self._loss_count = 0  # steps: photos, as Adam counts them
         torch.cuda.empty_cache()  # of an engine before this one, which found too little room
         with self._memory(f"{len(photos)} photos and {capacity} Gaussians"):
             self._allocate((sh_degree + 1) ** 2)
             store = PinnedPhotos if pinned_photos else DevicePhotos
             self._photos = store(photos, self._on)
-            self._rasterizer = Rasterizer(self._on, capacity)
+            self._open_rasterizer()
+
+    def _open_rasterizer(self) -> None:
+        self._rasterizer = Rasterizer(self._on, self.capacity, launches.SOURCES)
 
     @contextmanager
     def _memory(self, what: str) -> Iterator[None]:
@@ -108,7 +118,8 @@ class GpuEngine:
         )
 
     @torch.no_grad()
-    def step(self, photo: int, level: int, sh_degree: int, rates: Rates) -> None:
+    def step(self, photos: Sequence[int], level: int, sh_degree: int, rates: Rates) -> None:
+        (photo,) = photos
         camera = self._photos.cameras[level][photo]
         with self._memory(f"{self._count} Gaussians at {camera.width}x{camera.height} pixels"):
             self._photos.ask(photo, level)
@@ -117,16 +128,16 @@ class GpuEngine:
             gradients = self._rasterizer.backward(grad)
         self._loss_count += 1
         self._steps += 1
-        self._optimise(camera, gradients, sh_degree, rates)
+        self._optimise(camera.center, gradients, sh_degree, rates)
 
-    def _optimise(self, camera: Camera, gradients: tuple[Tensor, Tensor, Tensor], sh_degree: int, rates: Rates) -> None:
+    def _optimise(self, center: Tensor, gradients: tuple[Tensor, Tensor, Tensor], sh_degree: int, rates: Rates) -> None:
         raster, model, n = self._rasterizer, self._model, self._count
         by_means, by_scales, by_quats = gradients
         by_directions = self._directions[:n]
         launches.update_colors(
             raster.kernels,
             model.means,
-            camera.center,
+            center,
             raster.records,
             raster.sums,
             model.sh,
@@ -160,9 +171,12 @@ class GpuEngine:
         with self._memory(f"{self._count} Gaussians at {camera.width}x{camera.height} pixels"):
             self._photos.ask(photo, level)
             image = self._rasterizer.forward(self._model, camera, sh_degree)
-            error = (image - self._photos.get() / 255).abs().mean(dim=2, keepdim=True).expand(-1, -1, 3).contiguous()
-            self._rasterizer.backward(error)
+            self._rasterizer.backward(self._error(image))
         return self._rasterizer.sums[:, COLOR : COLOR + 3].mean(dim=1).cpu().numpy()
+
+    def _error(self, image: Tensor) -> Tensor:
+        """[H, W, 3] |image - the photo that was asked for|, its mean over channels in each."""
+        return (image - self._photos.get() / 255).abs().mean(dim=2, keepdim=True).expand(-1, -1, 3).contiguous()
 
     def mean_loss(self) -> float:
         mean = float(self._loss) / self._loss_count if self._loss_count else float("nan")
@@ -198,19 +212,34 @@ class GpuEngine:
         rest_sources: bool,
     ) -> None:
         source, target = torch.from_numpy(sources).to(self._on), torch.from_numpy(targets).to(self._on)
-        for name, values in self._values.items():
+        self._place(target, self._rows(source))
+        self._set(np.concatenate([sources, targets]), np.tile(logits, 2), np.tile(log_scales, (2, 1)))
+        self._rest(torch.cat([source, target]) if rest_sources else target)
+        self._grow(int(targets.max(initial=-1)) + 1)
+
+    def _rows(self, index: Tensor) -> dict[str, Tensor]:
+        """The parameters of some Gaussians, [k, ...] each."""
+        return {name: values[:, index].T if name == "sh" else values[index] for name, values in self._values.items()}
+
+    def _place(self, index: Tensor, rows: dict[str, Tensor]) -> None:
+        for name, values in rows.items():
             if name == "sh":
-                values[:, target] = values[:, source]
+                self._values[name][:, index] = values.T
             else:
-                values[target] = values[source]
-        touched = torch.cat([source, target])
-        self._values["opacity_logits"][touched] = torch.from_numpy(np.tile(logits, 2)).to(self._on)
-        self._values["log_scales"][touched] = torch.from_numpy(np.tile(log_scales, (2, 1))).to(self._on)
-        resting = touched if rest_sources else target
+                self._values[name][index] = values
+
+    def _set(self, index: NDArray[np.int64], logits: NDArray[np.float32], log_scales: NDArray[np.float32]) -> None:
+        touched = torch.from_numpy(index).to(self._on)
+        self._values["opacity_logits"][touched] = torch.from_numpy(logits).to(self._on)
+        self._values["log_scales"][touched] = torch.from_numpy(log_scales).to(self._on)
+
+    def _rest(self, index: Tensor) -> None:
+        """The optimiser's moments of these become zero."""
         for moments in (*self._geometry, *self._colors):
-            moments[:, resting] = 0
-        count = max(self._count, int(targets.max(initial=-1)) + 1)
-        if count != self._count:
+            moments[:, index] = 0
+
+    def _grow(self, count: int) -> None:
+        if count > self._count:
             self._bind(count)
 
     @torch.no_grad()

@@ -3,10 +3,30 @@
 // A thread has one Gaussian. SH coefficients and Adam's moments lie by component (component c of Gaussian i is
 // [c * stride + i]), so that neighbouring threads read neighbouring numbers, and the gradient by an SH coefficient is
 // used where it is computed: it is never written.
+//
+// On several GPUs each has a shard of the model, a step has VIEWS photos, one a GPU, and arrays of what differs from view to
+// view are [VIEWS, n, ...]. Their gradients are summed before the one step of Adam. By the rule of Zhao et al. 2024 ("On
+// Scaling Up 3D Gaussian Splatting Training", 4.2) rates are sqrt(VIEWS) times as high (shard.py) and betas beta^VIEWS, so
+// that moments forget as much as in VIEWS steps. gsplat's trainer takes 1 - VIEWS (1 - beta), which is nearly the same for
+// few views and below 0 from 11 on. Adam sees the sum over sqrt(VIEWS), with the same epsilon; with the mean, epsilon would
+// be 1 / sqrt(VIEWS) as large. The sum is as large as the gradient of one view where views differ: so second moments mean
+// the same for any number of GPUs.
 
+#ifndef VIEWS
+#define VIEWS 1
+#define RANK 0  // Gaussian i of shard RANK is number VIEWS i + RANK of the model
+#endif
+
+static __device__ constexpr double power(double base, int exponent) { return exponent ? base * power(base, exponent - 1) : 1.; }
+
+static __device__ constexpr double root(double square) {
+    double x = square;
+    for (int i = 0; i < 30; ++i) x = 0.5 * (x + square / x);  // Newton
+    return x;
+}
+
+constexpr float BETA1 = power(0.9, VIEWS), BETA2 = power(0.999, VIEWS), SHARE = 1. / root(VIEWS);
 #define RECORD 12  // floats, as in raster.cu
-#define BETA1 0.9f
-#define BETA2 0.999f
 #define EPSILON 1e-15f
 #define NOISE_STEEPNESS 100.f  // Kheradmand et al. 2024, eq. 10
 #define NOISE_CENTER 0.995f
@@ -119,14 +139,18 @@ extern "C" __global__ void finish(const float *conics, const float4 *sums, int n
     by_conics[3 * i + 2] = -0.5f * rest.y;
 }
 
-// The new value (Kingma & Ba 2015); the moments are replaced. correct1 = 1 / (1 - BETA1^t), correct2 likewise.
+// The new value (Kingma & Ba 2015) for the gradient's sum over the views; the moments are replaced.
+// correct1 = 1 / (1 - BETA1^t), correct2 likewise.
 __device__ float adam(float value, float grad, float *first, float *second, float rate, float correct1, float correct2) {
+    grad *= SHARE;
     float m = *first * BETA1 + grad * (1.f - BETA1);
     float v = *second * BETA2 + grad * grad * (1.f - BETA2);
     *first = m;
     *second = v;
     return value - rate * correct1 * m / (sqrtf(v * correct2) + EPSILON);
 }
+
+#if VIEWS == 1
 
 template <int DEGREE>
 __device__ float3 update_harmonics(float *sh, float *first, float *second, int stride, int i, float4 d, const float *grad,
@@ -171,6 +195,74 @@ extern "C" __global__ void __launch_bounds__(128)
     by_directions[3 * i + 1] = (g.y - along * d.y) * d.w;
     by_directions[3 * i + 2] = (g.z - along * d.z) * d.w;
 }
+
+#else
+
+// The same over all views of a step, a channel at a time: fewer sums to keep, and a Gaussian is seen in few views.
+template <int DEGREE>
+__device__ float3 update_channel(const float *means, const float *centers, const float *records, const float *sums, float *sh,
+                                 float *first, float *second, int n, int stride, int i, int channel, float rate0,
+                                 float rate_rest, float correct1, float correct2) {
+    const int bands = (DEGREE + 1) * (DEGREE + 1);
+    float total[bands] = {};
+    float3 by_mean = make_float3(0.f, 0.f, 0.f);
+#pragma unroll 1
+    for (int view = 0; view < VIEWS; ++view) {
+        int color = RECORD * (view * n + i) + 6 + channel;
+        float grad = sums[color], basis[16], along[16];
+        if (grad == 0.f || !(records[color] > 0.f)) continue;
+        float4 d = sight(means, centers + 3 * view, i);
+        harmonics<DEGREE>(d.x, d.y, d.z, basis);
+#pragma unroll
+        for (int k = 0; k < bands; ++k) {
+            total[k] += basis[k] * grad;
+            along[k] = grad * sh[(3 * k + channel) * stride + i];
+        }
+        float3 g = slope_of_harmonics<DEGREE>(d.x, d.y, d.z, along);
+        float forward = g.x * d.x + g.y * d.y + g.z * d.z;
+        by_mean.x += (g.x - forward * d.x) * d.w;
+        by_mean.y += (g.y - forward * d.y) * d.w;
+        by_mean.z += (g.z - forward * d.z) * d.w;
+    }
+#pragma unroll
+    for (int k = 0; k < bands; ++k) {
+        int at = (3 * k + channel) * stride + i;
+        sh[at] = adam(sh[at], total[k], first + at, second + at, k ? rate_rest : rate0, correct1, correct2);
+    }
+    return by_mean;
+}
+
+// ``center`` [VIEWS, 3].
+extern "C" __global__ void __launch_bounds__(128)
+    update_colors(const float *means, const float *center, const float *records, const float *sums, float *sh, float *first,
+                  float *second, float *by_directions, int n, int stride, int degree, float rate0, float rate_rest,
+                  float correct1, float correct2) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    float3 sum = make_float3(0.f, 0.f, 0.f);
+#pragma unroll 1
+    for (int channel = 0; channel < 3; ++channel) {
+        float3 g;
+        if (degree == 0)
+            g = update_channel<0>(means, center, records, sums, sh, first, second, n, stride, i, channel, rate0, rate_rest,
+                                  correct1, correct2);
+        else if (degree == 1)
+            g = update_channel<1>(means, center, records, sums, sh, first, second, n, stride, i, channel, rate0, rate_rest,
+                                  correct1, correct2);
+        else if (degree == 2)
+            g = update_channel<2>(means, center, records, sums, sh, first, second, n, stride, i, channel, rate0, rate_rest,
+                                  correct1, correct2);
+        else
+            g = update_channel<3>(means, center, records, sums, sh, first, second, n, stride, i, channel, rate0, rate_rest,
+                                  correct1, correct2);
+        sum.x += g.x, sum.y += g.y, sum.z += g.z;
+    }
+    by_directions[3 * i] = sum.x;
+    by_directions[3 * i + 1] = sum.y;
+    by_directions[3 * i + 2] = sum.z;
+}
+
+#endif
 
 // Philox 4x32-10 (Salmon et al. 2011).
 __device__ uint4 philox(uint4 counter, unsigned key0, unsigned key1) {
@@ -222,7 +314,7 @@ extern "C" __global__ void __launch_bounds__(128)
     float opacity = opacities[i], s[3] = {scales[3 * i], scales[3 * i + 1], scales[3 * i + 2]};
     float moved[3] = {0.f, 0.f, 0.f};
     if (noise > 0.f) {
-        float3 by_noise = displacement(q, s[0], s[1], s[2], normals(i, seed));
+        float3 by_noise = displacement(q, s[0], s[1], s[2], normals(VIEWS * i + RANK, seed));
         float amount = noise * sigmoid(NOISE_STEEPNESS * ((1.f - opacity) - NOISE_CENTER));
         moved[0] = amount * by_noise.x, moved[1] = amount * by_noise.y, moved[2] = amount * by_noise.z;
     }
@@ -242,6 +334,8 @@ extern "C" __global__ void __launch_bounds__(128)
     q.w = adam(q.w, by_q.w, first + 3 * stride, second + 3 * stride, rate_quats, correct1, correct2);
     quats[i] = q;
     // The first sum is opacity dL/dopacity.
-    float grad = (sums[3 * i].x + opacity_pull * opacity) * (1.f - opacity);
+    float by_opacity = sums[3 * i].x;
+    for (int view = 1; view < VIEWS; ++view) by_opacity += sums[3 * (view * n + i)].x;
+    float grad = (by_opacity + opacity_pull * opacity) * (1.f - opacity);
     logits[i] = adam(logits[i], grad, first + 4 * stride, second + 4 * stride, rate_opacities, correct1, correct2);
 }

@@ -29,6 +29,12 @@ SOURCES = {
 }
 
 
+def sources(views: int, rank: int) -> dict[Path, dict[str, int]]:
+    """SOURCES for steps of this many photos, and for shard ``rank`` of as many (see gaussians.cu)."""
+    more = {"VIEWS": views, "RANK": rank} if views > 1 else {}
+    return {source: macros | more if source.name == "gaussians.cu" else macros for source, macros in SOURCES.items()}
+
+
 def blocks(items: int, size: int) -> int:
     return -(-items // size)
 
@@ -155,7 +161,10 @@ def update_colors(
     step: int,
     rates: Rates,
 ) -> None:
-    """SH backward and Adam, step number ``step`` (from 1). moments: first and second, [3 K, stride] each."""
+    """SH backward and Adam. moments: first and second, [3 K, stride] each; step: photos so far, with those of this one.
+
+    center [V, 3], records and sums [V, n, 12] with V views a step.
+    """
     kernels["update_colors"](
         blocks(n, PER_BLOCK),
         PER_BLOCK,
@@ -191,7 +200,8 @@ def update_geometry(
 ) -> None:
     """Adam on means, log scales, quats and logits (``parameters``). moments: first and second, [11, stride] each.
 
-    gradients: by means (through projection, then through the direction of sight), scales and quats.
+    gradients: by means (through projection, then through the direction of sight), scales and quats; sums [V, n, 12] and
+    step as in ``update_colors``.
     """
     kernels["update_geometry"](
         blocks(n, PER_BLOCK),

@@ -10,6 +10,14 @@ coefficients a Gaussian, P the pixels of the largest photo and S the pixels of a
 model: parameters and two moments (11 + 3 K floats each); 37 floats of our buffers and 21 of gsplat's; a copy of SH for
 a checkpoint; six tile intersections of 24 bytes (key, id, and their room in the sort). pictures: the image, its
 gradient and three slopes of SSIM, with three channels of floats each. photos: bytes at full, half and quarter size.
+
+Of G > 1 GPUs each has a shard of the model, all photos, and what is sent, at most of all Gaussians:
+
+    model = max_gaussians / G * (4 * (3 (11 + 3 K) + 58) + 12 K) + max_gaussians * (4 * 123 + 160)
+
+123 floats: 24 of records and sums and 11 of projections of all views; 28 while what is seen is gathered and sent, and
+13 of what comes; 29 of the camera's records, sums and projection; 9 of sums that go back, and 9 that come. 160 bytes:
+six tile intersections, and two numbers that say what is sent.
 """
 
 from __future__ import annotations
@@ -34,6 +42,9 @@ RESERVED_SHARE = 0.05  # of the device, the same
 HOST_SHARE = 0.6  # of the host's free memory that photos may take
 FEWEST_GAUSSIANS, SMALLEST_LONG_SIDE = 10_000, 320
 PHOTO_SHARE = 0.25  # photos that take less than this of what is needed stay where they are
+RANK_RESERVE = (
+    1 << 30
+)  # of each of several GPUs: another process and the rooms of NCCL, both not there when it is planned
 FILE = "memory.json"
 CHANGED = ("max_gaussians", "size", "gains")  # of a fingerprint, by a smaller plan
 
@@ -61,9 +72,11 @@ class Plan:
     pinned_photos: bool = False  # in pinned memory of the host
 
 
-def model_bytes(gaussians: int, sh_degree: int) -> int:
+def model_bytes(gaussians: int, sh_degree: int, gpus: int = 1) -> int:
+    """On each of ``gpus`` GPUs."""
     coefficients = (sh_degree + 1) ** 2
-    return gaussians * (4 * (3 * (11 + 3 * coefficients) + 58) + 12 * coefficients + 144)
+    shard = -(-gaussians // gpus) * (4 * (3 * (11 + 3 * coefficients) + 58) + 12 * coefficients)
+    return shard + gaussians * (144 if gpus == 1 else 4 * 123 + 160)
 
 
 def picture_bytes(sizes: list[Size], long_side: int) -> int:
@@ -75,36 +88,36 @@ def photo_bytes(sizes: list[Size], long_side: int) -> int:
     return 3 * pixels + 3 * pixels // 4 + 3 * pixels // 16
 
 
-def needed(plan: Plan, sizes: list[Size], sh_degree: int) -> int:
-    """Bytes on the device. A photo in the host's memory needs room for one copy on the device."""
+def needed(plan: Plan, sizes: list[Size], sh_degree: int, gpus: int = 1) -> int:
+    """Bytes on each device. A photo in the host's memory needs room for one copy on the device."""
     photos = photo_bytes(sizes, plan.long_side)
     kept = picture_bytes(sizes, plan.long_side) // 20 if plan.pinned_photos else photos
-    return model_bytes(plan.max_gaussians, sh_degree) + picture_bytes(sizes, plan.long_side) + kept
+    return model_bytes(plan.max_gaussians, sh_degree, gpus) + picture_bytes(sizes, plan.long_side) + kept
 
 
-def choose(wanted: Plan, sizes: list[Size], sh_degree: int, room: Room) -> Plan:
+def choose(wanted: Plan, sizes: list[Size], sh_degree: int, room: Room, gpus: int = 1) -> Plan:
     """The plan that comes nearest to ``wanted`` and fits. ``sizes`` of the photos as they are.
 
     Raises StageError OUT_OF_GPU_MEMORY when even the smallest does not.
     """
-    budget = room.free - RESERVE - int(RESERVED_SHARE * room.total)
+    budget = room.free - RESERVE - int(RESERVED_SHARE * room.total) - (RANK_RESERVE if gpus > 1 else 0)
     plan = wanted
-    while needed(plan, sizes, sh_degree) > budget:
-        plan = less(plan, sizes, sh_degree, room.host, f"{room.free / 1e9:.1f} GB are free on the device")
+    while needed(plan, sizes, sh_degree, gpus) > budget:
+        plan = less(plan, sizes, sh_degree, room.host, f"{room.free / 1e9:.1f} GB are free on the device", gpus)
     return plan
 
 
-def less(plan: Plan, sizes: list[Size], sh_degree: int, host: int, reason: str) -> Plan:
+def less(plan: Plan, sizes: list[Size], sh_degree: int, host: int, reason: str, gpus: int = 1) -> Plan:
     """Photos to the host when they are much of it and fit there, else half of whatever takes more.
 
     Half the pixels is 0.7 times the long side. Raises StageError OUT_OF_GPU_MEMORY when nothing is left to halve.
     """
-    photos = photo_bytes(sizes, plan.long_side)
-    in_host = 2 * photos  # pinned, and as they were loaded
-    if not plan.pinned_photos and photos > PHOTO_SHARE * needed(plan, sizes, sh_degree) and in_host < HOST_SHARE * host:
+    photos, whole = photo_bytes(sizes, plan.long_side), needed(plan, sizes, sh_degree, gpus)
+    in_host = 2 * photos if gpus == 1 else (2 * gpus + 1) * photos  # pinned and as they were loaded, in each process
+    if not plan.pinned_photos and photos > PHOTO_SHARE * whole and in_host < HOST_SHARE * host:
         return replace(plan, pinned_photos=True)
-    model = model_bytes(plan.max_gaussians, sh_degree)
-    pictures = needed(plan, sizes, sh_degree) - model
+    model = model_bytes(plan.max_gaussians, sh_degree, gpus)
+    pictures = whole - model
     fewer, smaller = plan.max_gaussians // 2, int(min(plan.long_side, max(map(max, sizes), default=1)) * 0.5**0.5)
     can_be_fewer, can_be_smaller = fewer >= FEWEST_GAUSSIANS, smaller >= SMALLEST_LONG_SIDE
     if can_be_fewer and (model >= pictures or not can_be_smaller):

@@ -7,6 +7,7 @@ is about fifteen launches, and Python is ahead of the device all the time.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,27 +71,50 @@ class Buffers:
         return self._rooms[name][:count].view(shape)
 
 
+@dataclass
+class Projected:
+    """The Gaussians of a model as one camera sees them; those with a radius of 0 are not seen."""
+
+    radii: Tensor  # [1, N, 2] int32, pixels
+    means2d: Tensor  # [1, N, 2]
+    depths: Tensor  # [1, N]
+    conics: Tensor  # [1, N, 3]
+
+
 class Rasterizer:
     """One view at a time: ``backward`` belongs to the last ``forward``."""
 
-    def __init__(self, device: torch.device, capacity: int) -> None:
+    def __init__(self, device: torch.device, capacity: int, sources: dict[Path, dict[str, int]]) -> None:
         self.kernels: dict[str, Any] = {}
-        for source, constants in launches.SOURCES.items():
+        for source, constants in sources.items():
             self.kernels |= load_kernels(source, constants, device)
         self._buffers = Buffers(device)
         self._pinhole = _C.CameraModelType.PINHOLE
         self._scales, self._by_conics = (torch.empty((capacity, 3), device=device) for _ in range(2))
         self._opacities, self._by_means2d = (torch.empty((capacity, k), device=device) for k in (1, 2))
-        self._records, self._sums = (torch.empty((capacity, RECORD), device=device) for _ in range(2))
+        for name in ("records", "sums"):
+            self._buffers.room(name, capacity, RECORD)
         self._no_depth = torch.zeros((1, capacity), device=device)  # the loss does not depend on depth
 
     def forward(self, model: Model, camera: Camera, sh_degree: int) -> Tensor:
         """[H, W, 3] on black, overwritten by the next call."""
-        self._model, self._camera, n = model, camera, len(model.means)
+        n = len(model.means)
+        self._model, self._camera = model, camera
+        self._prepare(model)
+        # Before the tile lists, where the host waits for the device: what does not need them is queued by then.
+        self.records = self._buffers.room("records", n, RECORD)
+        seen = self._projected = self._project(camera, sh_degree, self.records)
+        return self._blend(camera, seen.means2d, seen.radii, seen.depths, self.records)
+
+    def _prepare(self, model: Model) -> None:
+        n = len(model.means)
         self.scales, self.opacities = self._scales[:n], self._opacities.view(-1)[:n]
-        self.records = self._records[:n]
         launches.prepare(self.kernels, model.log_scales, model.logits, n, self.scales, self.opacities)
-        self._radii, means2d, depths, self._conics, _ = _C.projection_ewa_3dgs_fused_fwd(
+
+    def _project(self, camera: Camera, sh_degree: int, records: Tensor) -> Projected:
+        """Of the model that was prepared; ``records`` [N, 12] is written."""
+        model, n = self._model, len(self._model.means)
+        radii, means2d, depths, conics, _ = _C.projection_ewa_3dgs_fused_fwd(
             model.means,
             None,
             model.quats,
@@ -107,26 +131,29 @@ class Rasterizer:
             False,
             self._pinhole,
         )
-        # Before the tile lists, where the host waits for the device: what does not need them is queued by then.
         launches.pack(
             self.kernels,
             model.means,
             camera.center,
             model.sh,
-            self._radii,
+            radii,
             means2d,
-            self._conics,
+            conics,
             self.opacities,
             n,
             model.stride,
             sh_degree,
-            self.records,
+            records,
         )
+        return Projected(radii, means2d, depths, conics)
+
+    def _blend(self, camera: Camera, means2d: Tensor, radii: Tensor, depths: Tensor, records: Tensor) -> Tensor:
+        """The image of ``records`` [N, 12], with the rest as in Projected."""
         self._image = self._buffers.room("image", camera.height, camera.width, 3)
         columns, rows = launches.tiles(camera.width, camera.height)
-        _, pairs, ids = _C.intersect_tile(means2d, self._radii, depths, None, None, 1, TILE, columns, rows, True, False)
+        _, pairs, ids = _C.intersect_tile(means2d, radii, depths, None, None, 1, TILE, columns, rows, True, False)
         offsets = _C.intersect_offset(pairs, 1, columns, rows)
-        self._lists = (offsets, ids, len(ids), self.records, camera.width, camera.height)
+        self._lists = (offsets, ids, len(ids), records, camera.width, camera.height)
         launches.blend(self.kernels, *self._lists, self._image)
         return self._image
 
@@ -147,11 +174,20 @@ class Rasterizer:
 
         ``sums`` holds the rest for ``launches.update_colors`` and ``launches.update_geometry``.
         """
-        model, camera, n = self._model, self._camera, len(self._model.means)
-        self.sums = self._sums[:n].zero_()
-        launches.blend_backward(self.kernels, *self._lists, self._image, grad_image, self.sums)
+        self.sums = self._sums_of(grad_image, len(self._model.means))
+        return self._through_projection(self._camera, self._projected, self.sums)
+
+    def _sums_of(self, grad_image: Tensor, n: int) -> Tensor:
+        """[n, 12] of the Gaussians that were blended."""
+        sums = self._buffers.room("sums", n, RECORD).zero_()
+        launches.blend_backward(self.kernels, *self._lists, self._image, grad_image, sums)
+        return sums
+
+    def _through_projection(self, camera: Camera, seen: Projected, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients by means, scales and quats of what ``_project`` returned."""
+        model, n = self._model, len(self._model.means)
         by_means2d, by_conics = self._by_means2d[:n], self._by_conics[:n]
-        launches.finish(self.kernels, self._conics, self.sums, n, by_means2d, by_conics)
+        launches.finish(self.kernels, seen.conics, sums, n, by_means2d, by_conics)
         by_means, _, by_quats, by_scales, _ = _C.projection_ewa_3dgs_fused_bwd(
             model.means,
             None,
@@ -163,8 +199,8 @@ class Rasterizer:
             camera.height,
             BLUR,
             self._pinhole,
-            self._radii,
-            self._conics,
+            seen.radii,
+            seen.conics,
             None,
             by_means2d[None],
             self._no_depth[:, :n],

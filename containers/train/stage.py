@@ -48,6 +48,7 @@ class Options(BaseModel):
     max_training_seconds: float | None = Field(None, ge=1, le=1_000_000)
     max_training_usd: float | None = Field(None, gt=0, allow_inf_nan=False)
     price_usd_per_hour: float | None = Field(None, gt=0, allow_inf_nan=False)
+    max_gpus: int | None = Field(None, ge=1)  # all that there are when it is missing
     exposure: Literal["auto", "off"] = "auto"  # auto: compensate when the photos' exposures differ
     test_photos: bool = False  # keep every 8th photo out of everything, to measure with
 
@@ -55,7 +56,8 @@ class Options(BaseModel):
 def run(job: Job) -> None:
     options = Options(**job.options)  # type: ignore[arg-type]
     choice = device.choose()
-    job.log("engine", engine="gpu" if choice.gpu else "cpu", reason=choice.reason)
+    gpus = device.count(options.max_gpus) if choice.gpu else 0
+    job.log("engine", engine="gpu" if choice.gpu else "cpu", reason=choice.reason, gpus=gpus)
     preset = presets.choose(
         options.preset,
         choice.gpu,
@@ -71,26 +73,26 @@ def run(job: Job) -> None:
     sizes = [(view.width, view.height) for view in scene.views]
     wanted = Plan(preset.max_gaussians, preset.long_side)
     plan = memory.carried_over(job.checkpoints, wanted)
-    if choice.gpu:
-        plan = memory.choose(plan, sizes, preset.sh_degree, device.room())
+    if gpus:
+        plan = memory.choose(plan, sizes, preset.sh_degree, device.room(gpus), gpus)
     job.log("memory", wanted=asdict(wanted), planned=asdict(plan))
 
     def attempt(plan: Plan) -> None:
         fitting = replace(preset, max_gaussians=plan.max_gaussians, long_side=plan.long_side)
-        train(job, options, fitting, scene, choice.gpu, None if plan == wanted else plan)
+        train(job, options, fitting, scene, gpus, None if plan == wanted else plan)
 
     def with_less(plan: Plan, reason: str) -> Plan:
-        plan = memory.less(plan, sizes, preset.sh_degree, memory.host_room(), reason)
+        plan = memory.less(plan, sizes, preset.sh_degree, memory.host_room(), reason, max(gpus, 1))
         job.log("out of memory", reason=reason, planned=asdict(plan))
         return plan
 
     memory.with_less_when_full(attempt, plan, with_less)
 
 
-def train(job: Job, options: Options, preset: Preset, scene: Scene, gpu: bool, smaller: Plan | None) -> None:
-    """From the photos to the results. ``smaller``: the plan when it is not what was asked for.
+def train(job: Job, options: Options, preset: Preset, scene: Scene, gpus: int, smaller: Plan | None) -> None:
+    """From the photos to the results, on the CPU when ``gpus`` is 0.
 
-    Raises OutOfDeviceMemory.
+    ``smaller``: the plan when it is not what was asked for. Raises OutOfDeviceMemory.
     """
     with_validation = preset.stop_on_plateau or not options.test_photos
     data = load_dataset(scene, preset.long_side, with_validation, options.test_photos)
@@ -98,7 +100,7 @@ def train(job: Job, options: Options, preset: Preset, scene: Scene, gpu: bool, s
     if options.exposure == "auto":
         data, exposure_spread = measure(scene, data)
     photos, pinned = [compensated(photo) for photo in trainable(data)], smaller is not None and smaller.pinned_photos
-    engine = open_engine(photos, preset.max_gaussians, preset.sh_degree, SEED, gpu, pinned)
+    engine = open_engine(photos, preset.max_gaussians, preset.sh_degree, SEED, gpus > 0, pinned, gpus)
     job.log("loaded", photos=len(scene.views), points=len(scene.points_xyz), device=engine.device, engine=engine.name)
     job.log("exposure", spread=exposure_spread, compensated=is_compensated(data))
     trainer = Trainer(job, engine, preset, data, available_cores(), SEED)
@@ -194,7 +196,7 @@ def selfcheck() -> None:
     engine.load(Gaussians(means.astype(np.float32), scales.astype(np.float32), quats, logits, sh))
     losses = []
     for _ in range(10):
-        engine.step(0, 1, 1, Schedule().rates(0.1, 1.0))
+        engine.step([0], 1, 1, Schedule().rates(0.1, 1.0))
         losses.append(engine.mean_loss())
     if not losses[-1] < losses[0]:
         raise SystemExit(f"training does not work on this machine: the loss went from {losses[0]} to {losses[-1]}")

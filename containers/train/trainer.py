@@ -21,7 +21,7 @@ from train.stopping import Clock, Plateau
 
 CHECKPOINT_EVERY_S, CHECKPOINT_LATEST_S = 20.0, 60.0
 CHECKPOINT_SHARE = 0.05  # of the time at most, as long as the latest time allows
-LOSS_CHECK_EVERY = 100  # steps
+LOSS_CHECK_EVERY = 100  # photos
 MOST_ROLLBACKS = 3
 SLOWER = 0.5  # factor of the step size after a rollback
 EVALUATIONS = 10  # points of the curve
@@ -49,7 +49,7 @@ class Result:
 class Position:
     """Where the training is; all of it is kept in the checkpoint."""
 
-    iteration: int = 0
+    iteration: int = 0  # photos that were trained: a step has as many as the engine has views
     elapsed_s: float = 0.0
     order: list[int] = field(default_factory=list)
     evaluated: int = 0
@@ -76,7 +76,7 @@ class Trainer:
         self.threads = threads
         self.stops = preset.stop_on_plateau and bool(data.validation)
         self.evaluations = STOP_EVALUATIONS if self.stops else EVALUATIONS
-        self._unchecked = 0  # steps since the last look at the loss
+        self._unchecked = 0  # photos since the last look at the loss
         self._start: Gaussians | None = None
         self._best: Gaussians | None = None
         self._best_db = float("-inf")
@@ -150,7 +150,7 @@ class Trainer:
                 continue
             self._step(progress)
             self._report(progress, elapsed_s)
-            if self.at.iteration % LOSS_CHECK_EVERY == 0 and self._diverged():
+            if self.at.iteration % LOSS_CHECK_EVERY < self.engine.views and self._diverged():
                 self._roll_back()
                 continue
             if progress * self.evaluations >= self.at.evaluated + 1:
@@ -172,16 +172,20 @@ class Trainer:
 
     def _step(self, progress: float) -> None:
         schedule, at = self.preset.schedule, self.at
-        if not at.order:
-            photos = trainable(self.data) if at.cooling else self.data.train
-            at.order = self.rng.permutation(len(photos)).tolist()
+        views = self.engine.views
         sh_degree = schedule.sh_degree(progress, self.preset.sh_degree)
         rates = schedule.rates(progress, self.extent).slower(SLOWER**at.rollbacks)
-        self.engine.step(at.order.pop(), schedule.level(progress), sh_degree, rates)
-        at.iteration += 1
-        self._unchecked += 1
-        if at.iteration % schedule.refine_every == 0 and progress < schedule.refine_until:
+        self.engine.step([self._next_photo() for _ in range(views)], schedule.level(progress), sh_degree, rates)
+        at.iteration += views
+        self._unchecked += views
+        if at.iteration % schedule.refine_every < views and progress < schedule.refine_until:
             refine(self.engine, self.rng, schedule.growth, grow=True, weights=self._blame(progress, sh_degree))
+
+    def _next_photo(self) -> int:
+        if not self.at.order:
+            photos = trainable(self.data) if self.at.cooling else self.data.train
+            self.at.order = self.rng.permutation(len(photos)).tolist()
+        return self.at.order.pop()
 
     def _blame(self, progress: float, sh_degree: int) -> NDArray[np.float32] | None:
         """[N] the error that is each Gaussian's, over a few training photos; None when nobody asks."""

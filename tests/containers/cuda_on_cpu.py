@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,21 @@ class CpuKernel:
         del values
 
 
-def compile_for_cpu(sources: dict[Path, dict[str, int]], folder: Path) -> dict[str, CpuKernel]:
-    """The kernels of all sources (with their macros) by name."""
+def compile_for_cpu(sources: dict[Path, dict[str, Any]], folder: Path) -> dict[str, CpuKernel]:
+    """The kernels of all sources (with their macros) by name. What is in ``folder`` already is not compiled again."""
     building, kernels = [], {}
     for source, constants in sources.items():
         parameters = parameters_of(source.read_text())
-        program = folder / f"{source.stem}.cpp"
+        program = folder / f"{source.stem}-{zlib.crc32(repr(constants).encode()):x}.cpp"
         lines = [f'#include "{file}"' for file in (HEADER, source)] + [f"KERNEL({name})" for name in parameters]
-        program.write_text("\n".join(lines) + "\n")
         options = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", *(f"-D{k}={v}" for k, v in constants.items())]
-        library = program.with_suffix(".so")
-        building.append((subprocess.Popen(["g++", *options, str(program), "-o", str(library)]), library, parameters))
+        library, process = program.with_suffix(".so"), None
+        if not library.exists():
+            program.write_text("\n".join(lines) + "\n")
+            process = subprocess.Popen(["g++", *options, str(program), "-o", str(library)])
+        building.append((process, library, parameters))
     for process, library, parameters in building:
-        if process.wait():
+        if process and process.wait():
             raise RuntimeError(f"g++ could not compile {library.stem}")
         loaded = ctypes.CDLL(str(library))
         kernels |= {name: CpuKernel(loaded[f"run_{name}"], kinds) for name, kinds in parameters.items()}

@@ -1,5 +1,6 @@
 """Which engine is taken, and what is said where a GPU is required and there is none to use."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -89,3 +90,13 @@ def test_a_stage_that_needs_a_gpu_fails_before_it_reads_anything(monkeypatch):
     with pytest.raises(StageError) as caught:
         stage.run(SimpleNamespace(options={}))
     assert caught.value.code == "NO_GPU"
+
+
+@pytest.mark.parametrize(("seen", "most", "wanted"), [(1, None, 1), (4, None, 4), (4, 2, 2), (2, 8, 2), (8, 1, 1)])
+def test_all_gpus_are_taken_but_not_more_than_asked_for(monkeypatch, seen, most, wanted):
+    free = [(9 << 30, 16 << 30), (12 << 30, 14 << 30), *[(13 << 30, 16 << 30)] * 6]
+    cuda = SimpleNamespace(device_count=lambda: seen, mem_get_info=lambda gpu: free[gpu])
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    assert device.count(most) == wanted
+    room = device.room(wanted)
+    assert (room.free, room.total) == (9 << 30, (14 if wanted > 1 else 16) << 30)

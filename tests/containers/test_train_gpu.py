@@ -12,6 +12,7 @@ from splat.raster import Rasterizer as CpuRasterizer
 from splat.threads import Workers
 from train.engine import Photo, Rates, gpu_available
 from train.engine_cpu import CpuEngine
+from train.relocation import refine
 from train.schedule import Schedule
 
 pytestmark = [
@@ -75,7 +76,7 @@ def test_image_and_gradients_equal_those_of_the_cpu(degree):
     camera = Camera.of(view, engine._on)
     gradients = engine._rasterizer.backward(torch.from_numpy(upstream).to(engine._on))
     engine._steps = 1
-    engine._optimise(camera, gradients, degree, Rates(0, 0, 0, 0, 0, 0, noise=0, opacity_pull=0, scale_pull=0))
+    engine._optimise(camera.center, gradients, degree, Rates(0, 0, 0, 0, 0, 0, noise=0, opacity_pull=0, scale_pull=0))
     state = engine.state()
     moments, colors = state["geometry_0"] / 0.1, state["colors_0"] / 0.1  # in the first step 0.1 times the gradients
     raw = {
@@ -117,7 +118,7 @@ def test_a_step_changes_the_model_as_on_the_cpu():
     for engine in engines:
         engine.load(start)
         for i in range(3):
-            engine.step(i % 4, 1, 1, rates)
+            engine.step([i % 4], 1, 1, rates)
     cpu, gpu = (engine.gaussians() for engine in engines)
     for name in FIELDS:
         moved = getattr(cpu, name) - getattr(start, name)
@@ -135,7 +136,7 @@ def test_training_with_noise_and_all_levels_improves_the_model():
 
     before = error()
     for i in range(300):
-        engine.step(i % 4, (4, 2, 1)[i // 100], 1, Schedule().rates(i / 300, 1.0))
+        engine.step([i % 4], (4, 2, 1)[i // 100], 1, Schedule().rates(i / 300, 1.0))
     assert error() > before + 4
     assert engine.is_finite()
     assert 0 < engine.mean_loss() < 1
@@ -146,11 +147,11 @@ def test_a_restored_engine_goes_on_exactly():
     one = gpu_engine(photos, 1000, 1)
     one.load(made_gaussians(13, 1))
     for i in range(5):
-        one.step(i % 4, 1, 1, rates)
+        one.step([i % 4], 1, 1, rates)
     other = gpu_engine(photos, 1000, 1)
     other.restore(one.state())
     for engine in (one, other):
-        engine.step(1, 1, 1, rates)
+        engine.step([1], 1, 1, rates)
     a, b = one.gaussians(), other.gaussians()
     for name in FIELDS:  # sums by atomics have no fixed order, hence not equal to the bit
         assert np.allclose(getattr(a, name), getattr(b, name), rtol=1e-4, atol=2e-3), name
@@ -160,7 +161,7 @@ def test_a_restored_engine_goes_on_exactly():
 def test_adopted_gaussians_are_copies_and_rest():
     engine = gpu_engine(made_photos(), 710, 1)
     engine.load(made_gaussians(14, 1))
-    engine.step(0, 1, 1, Schedule().rates(0.2, 1.0))
+    engine.step([0], 1, 1, Schedule().rates(0.2, 1.0))
     logits, log_scales = np.array([0.5, -0.5], np.float32), np.full((2, 3), -2, np.float32)
     engine.adopt(np.array([3, 4]), np.array([9, 700]), logits, log_scales, rest_sources=False)
     state = engine.state()
@@ -178,7 +179,7 @@ def test_photos_in_the_hosts_memory_give_the_same_steps():
     for engine in engines:
         engine.load(made_gaussians(15, 1))
         for i in range(8):
-            engine.step(i % 4, (1, 2)[i % 2], 1, rates)
+            engine.step([i % 4], (1, 2)[i % 2], 1, rates)
     a, b = (engine.gaussians() for engine in engines)
     for name in FIELDS:
         assert np.mean(np.abs(getattr(a, name) - getattr(b, name))) < 1e-5, name
@@ -204,3 +205,38 @@ def test_a_full_device_is_told():
 
     with pytest.raises(OutOfDeviceMemory, match="is not enough for 0 photos and 4000000000 Gaussians"):
         gpu_engine([], 4_000_000_000, 3)
+
+
+def gpus():
+    if not gpu_available():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+@pytest.mark.skipif(gpus() < 2, reason="less than two CUDA devices")
+def test_several_gpus_train_render_and_resume_as_one_does():
+    from train.engine_gpus import GpusEngine
+
+    photos, start, count = made_photos(), made_gaussians(17, 1), gpus()
+    one, several = gpu_engine(photos, 1000, 1), GpusEngine(photos, 1000, 1, 1, count)
+    for engine in (one, several):
+        engine.load(start)
+    assert np.abs(one.render(view_number(1), 1) - several.render(view_number(1), 1)).max() < 1e-4
+    assert relative(several.blame(2, 2, 1), one.blame(2, 2, 1)) < 1e-3
+
+    def error(engine):
+        return np.mean([psnr(np.clip(engine.render(p.view, 1), 0, 1), p.pixels / 255.0) for p in photos])
+
+    before = error(several)
+    for i in range(100):
+        several.step([(i * count + k) % 4 for k in range(count)], (4, 2, 1)[i // 34], 1, Schedule().rates(i / 100, 1.0))
+    assert error(several) > before + 3
+    assert several.is_finite() and 0 < several.mean_loss() < 1
+    refine(several, np.random.default_rng(1), 0.1, grow=True)
+    one.restore(several.state())
+    assert one.count() == several.count() == 770
+    for name in FIELDS:
+        assert np.array_equal(getattr(one.gaussians(), name), getattr(several.gaussians(), name)), name
+    several.close()

@@ -25,6 +25,7 @@ from train.engine import Rates
 from train.nvrtc import as_c, compile_cubin, open_nvrtc, parameters_of
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90")  # T4, A100, A10G, L4 and L40S, H100
+GAUSSIANS = Path(launches.__file__).with_name("gaussians.cu")
 WIDTH, HEIGHT = 64, 48
 NO_RATES = Rates(0, 0, 0, 0, 0, 0, noise=0, opacity_pull=0, scale_pull=0)
 
@@ -59,12 +60,15 @@ def relative(value, wanted):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("source", launches.SOURCES, ids=lambda source: source.name)
-def test_kernels_compile_and_stay_in_registers(source, architecture):
+@pytest.mark.parametrize(
+    ("source", "views"),
+    [*((source, 1) for source in launches.SOURCES), *((GAUSSIANS, views) for views in (2, 3, 8))],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_kernels_compile_and_stay_in_registers(source, views, architecture):
     pytest.importorskip("nvidia.cuda_nvrtc", reason="no wheel nvidia-cuda-nvrtc-cu12")
-    binary, log = compile_cubin(
-        open_nvrtc("12"), source, launches.SOURCES[source], architecture, ("--ptxas-options=--verbose",)
-    )
+    constants = launches.sources(views, views - 1)[source]
+    binary, log = compile_cubin(open_nvrtc("12"), source, constants, architecture, ("--ptxas-options=--verbose",))
     assert binary[:4] == b"\x7fELF"
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
     registers = [int(count) for count in re.findall(r"Used (\d+) registers", log)]
@@ -179,13 +183,18 @@ def project(means, scales, quats, view):
     return anp.stack([fx * p[:, 0] / z + cx, fy * p[:, 1] / z + cy], 1), conics, z
 
 
-def tile_lists(means2d, conics, depths, opacities, width, height):
-    """(radii [n, 2], offsets [tiles], ids [pairs]): the tiles that each ellipse's box touches, front to back."""
+def radii_of(means2d, conics, depths, opacities, width, height):
+    """[n, 2]: half the sides of the box of each ellipse, 0 where it is not seen."""
     a, b, c = conics.T
     extend = np.sqrt(2 * np.log(np.maximum(opacities * 255, 1)))[:, None]
     radii = np.ceil(extend * np.sqrt(np.stack([c, a], 1) / (a * c - b * b)[:, None]))
-    near, low, high = depths <= 0.01, means2d - radii, means2d + radii
-    radii[near | (low > [width, height]).any(1) | (high < 0).any(1)] = 0
+    radii[(depths <= 0.01) | (means2d - radii > [width, height]).any(1) | (means2d + radii < 0).any(1)] = 0
+    return radii
+
+
+def tile_lists(means2d, radii, depths, width, height):
+    """(offsets [tiles], ids [pairs]): the tiles that each box touches, front to back."""
+    low, high = means2d - radii, means2d + radii
     columns, rows = launches.tiles(width, height)
     order = np.argsort(depths, kind="stable")
     order = order[radii[order, 0] > 0]
@@ -193,7 +202,7 @@ def tile_lists(means2d, conics, depths, opacities, width, height):
     for tile in range(columns * rows):
         corner = np.array([tile % columns, tile // columns]) * launches.TILE
         lists.append(order[((high[order] >= corner) & (low[order] <= corner + launches.TILE)).all(1)])
-    return radii, np.cumsum([0] + [len(ids) for ids in lists[:-1]]), np.concatenate(lists)
+    return np.cumsum([0] + [len(ids) for ids in lists[:-1]]), np.concatenate(lists)
 
 
 class Step:
@@ -218,7 +227,8 @@ class Step:
         n, arrays, view = self.n, self.arrays, self.view
         launches.prepare(self.kernels, self.parameters[1], self.parameters[3], n, self.scales, self.opacities)
         means2d, conics, depths = project(self.exact[0], np.exp(self.exact[1]), self.exact[2], view)
-        radii, offsets, ids = tile_lists(means2d, conics, depths, self.opacities, view.width, view.height)
+        radii = radii_of(means2d, conics, depths, self.opacities, view.width, view.height)
+        offsets, ids = tile_lists(means2d, radii, depths, view.width, view.height)
         self.seen = radii[:, 0] > 0
         conics[~self.seen] = np.nan
         self.conics = arrays.copy(conics)
@@ -419,6 +429,73 @@ def test_adam_takes_the_published_step(kernels, arrays):
         assert np.allclose(value, want, rtol=1e-4, atol=1e-6)
 
 
+@pytest.fixture(scope="module", params=[2, 3], ids=["2 views", "3 views"])
+def kernels_of_views(request, tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ to run the kernels on the CPU with")
+    constants = {GAUSSIANS: launches.sources(request.param, 1)[GAUSSIANS]}
+    return request.param, compile_for_cpu(constants, tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_a_step_of_several_views_is_one_adam_step_on_their_sum(kernels_of_views, arrays, degree):
+    """Of the sum over sqrt(V), and moments decay as in V steps: betas 0.9^V and 0.999^V."""
+    (views, kernels), n, at = kernels_of_views, 90, 60
+    rng, gaussians = np.random.default_rng(degree), make_gaussians(90, degree, degree)
+    cameras = [make_view(seed) for seed in range(views)]
+    step = Step(kernels, arrays, gaussians, cameras[0], degree)
+    launches.prepare(kernels, step.parameters[1], step.parameters[3], n, step.scales, step.opacities)
+    step.center = arrays.copy([camera.center for camera in cameras])
+    step.records = arrays.copy(rng.normal(size=(views, n, launches.RECORD)))
+    step.sums = arrays.copy(rng.normal(size=(views, n, launches.RECORD)) * 10 ** rng.uniform(-6, 0, (views, n, 1)))
+    step.sums[rng.random((views, n)) < 0.5] = 0  # not seen
+    for moments in (step.colors, step.geometry):
+        moments[0][:] = rng.normal(size=moments[0].shape) * 1e-3
+        moments[1][:] = rng.uniform(0, 1e-5, moments[1].shape)
+    geometry = np.concatenate([p.reshape(n, -1).T for p in step.parameters]).astype(np.float64)
+    sh = step.sh[:, :n].astype(np.float64)
+    old = [[m[:, :n].astype(np.float64) for m in moments] for moments in (step.geometry, step.colors)]
+    gradients = [rng.normal(size=p.shape) * 1e-3 for p in step.exact]  # summed over the views already
+    rates = Rates(1e-3, 5e-3, 2e-3, 5e-2, 2.5e-3, 1e-4, noise=0, opacity_pull=0.01, scale_pull=0.02)
+    step.update(gradients, at, rates)
+
+    def colours(means):
+        shown = []
+        for camera in cameras:
+            offset = means - camera.center
+            d = offset / anp.sqrt(anp.sum(offset**2, axis=1, keepdims=True))
+            shown.append(anp.einsum("nk,nkc->nc", reference_sh(degree, d), sh.T.reshape(n, -1, 3)))
+        return anp.stack(shown)
+
+    by_color = np.where(step.records[:, :, 6:9] > 0, step.sums[:, :, 6:9], 0).astype(np.float64)
+    by_sh = 0
+    for camera, by_view in zip(cameras, by_color, strict=True):
+        offset = step.exact[0] - camera.center
+        basis = reference_sh(degree, offset / np.linalg.norm(offset, axis=1, keepdims=True))
+        by_sh += (basis[:, :, None] * by_view[:, None, :]).reshape(n, -1).T
+    by_means = gradients[0] + (make_vjp(colours)(step.exact[0])[0](by_color) if degree else 0)
+    opacity, scales = 1 / (1 + np.exp(-geometry[10])), np.exp(geometry[3:6])
+    by_logits = step.sums[:, :, 0].sum(axis=0) * (1 - opacity) + 0.01 / n * opacity * (1 - opacity)
+    by_scales = (gradients[1].T + 0.02 / (3 * n)) * scales
+    by_geometry = np.concatenate([by_means.T, by_scales, gradients[2].T, by_logits[None]])
+
+    def adam_of_views(value, grad, first, second, rate):
+        beta1, beta2 = 0.9**views, 0.999**views
+        first = beta1 * first + (1 - beta1) * grad / np.sqrt(views)
+        second = beta2 * second + (1 - beta2) * grad**2 / views
+        steps = at // views
+        return value - rate * first / (1 - beta1**steps) / np.sqrt(second / (1 - beta2**steps)), first, second
+
+    rate = np.repeat([1e-3, 5e-3, 2e-3, 5e-2], [3, 3, 4, 1])[:, None]
+    wanted = adam_of_views(geometry, by_geometry, *old[0], rate)
+    got = np.concatenate([p.reshape(n, -1).T for p in step.parameters])
+    for value, want in zip((got, *(m[:, :n] for m in step.geometry)), wanted, strict=True):
+        assert np.allclose(value, want, rtol=1e-4, atol=1e-6)
+    wanted = adam_of_views(sh, by_sh, *old[1], np.where(np.arange(len(sh)) < 3, 2.5e-3, 1e-4)[:, None])
+    for value, want in zip((step.sh, *step.colors), wanted, strict=True):
+        assert np.allclose(value[:, :n], want, rtol=1e-5, atol=1e-7)
+
+
 def test_noise_is_normal_with_the_gaussians_own_covariance(kernels, arrays):
     """Kheradmand et al. 2024, eq. 10: noise * sigmoid(100 (0.005 - o)) * Sigma * normal; other numbers in each step."""
     n, turn = 4000, np.array([0.5, -1.0, 0.3, 0.8])
@@ -447,7 +524,7 @@ def test_random_numbers_are_those_of_philox(tmp_path):
         pytest.skip("no g++ to run the kernels on the CPU with")
     source = tmp_path / "philox.cu"
     source.write_text(
-        f'#include "{Path(launches.__file__).with_name("gaussians.cu")}"\n'
+        f'#include "{GAUSSIANS}"\n'
         'extern "C" __global__ void numbers(const uint4 *counter, const int *key, uint4 *result) {\n'
         "    *result = philox(*counter, key[0], key[1]);\n}\n"
     )

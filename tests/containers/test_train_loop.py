@@ -20,7 +20,7 @@ HELD_BACK = ("validation", "test")
 class PretendedEngine:
     """Renders grey of value ``error(steps)``: against black photos the PSNR is -20 log10 of it."""
 
-    name, device, capacity = "pretended", "none", 8
+    name, device, capacity, views = "pretended", "none", 8, 1
 
     def __init__(self, photos, error=lambda steps: 0.1):
         self.photos, self.error = photos, error
@@ -31,9 +31,9 @@ class PretendedEngine:
     def load(self, gaussians):
         self.steps, self.broken = int(gaussians.means[0, 0]), False
 
-    def step(self, photo, level, sh_degree, rates):
-        self.steps += 1
-        self.trained.append(self.photos[photo].view.name)
+    def step(self, photos, level, sh_degree, rates):
+        self.steps += len(photos)
+        self.trained += [self.photos[photo].view.name for photo in photos]
         self.rates.append(rates)
         self.on_step()
 
@@ -84,11 +84,13 @@ def make_data(train=6, validation=2, test=2, test_grey=0):
     )
 
 
-def make_trainer(root, data, error=lambda steps: 0.1, **changes):
+def make_trainer(root, data, error=lambda steps: 0.1, views=1, **changes):
     limits = {"budget_s": float("inf"), "max_iterations": 1_000, "stop_on_plateau": True}
     preset = replace(presets.CPU["draft"], **(limits | changes))
     job = Job.open("train", JobKind.TRAINING, root)
-    made = Trainer(job, PretendedEngine(trainable(data), error), preset, data, threads=1, seed=1)
+    engine = PretendedEngine(trainable(data), error)
+    engine.views = views
+    made = Trainer(job, engine, preset, data, threads=1, seed=1)
     if not made.resume():
         made.start(model(0))
     return made
@@ -180,6 +182,29 @@ def test_the_best_model_survives_an_interruption(tmp_path):
     assert (parts.iterations, parts.validation) == (whole.iterations, whole.validation)
     assert again.engine.trained == whole_trainer.engine.trained[1_450:]
     assert again.engine.steps == whole_trainer.engine.steps
+
+
+@pytest.mark.parametrize("views", [1, 3, 8])
+def test_a_step_of_several_photos_counts_as_many_and_resumes_exactly(tmp_path, monkeypatch, views):
+    """A schedule counts photos: as many are trained, refined after and looked at, however many a step has."""
+    refined = []
+    monkeypatch.setattr(trainer, "refine", lambda *arguments, **_: refined.append(arguments[0].steps))
+    whole = make_trainer(tmp_path / "whole", make_data(), views=views, max_iterations=600, stop_on_plateau=False)
+    result = whole.run()
+    assert 600 <= result.iterations == whole.engine.steps == len(whole.engine.trained) < 600 + views
+    schedule = whole.preset.schedule
+    assert len(refined) == int(600 * schedule.refine_until / schedule.refine_every)
+    assert all(steps % schedule.refine_every < views for steps in refined)
+    assert sorted(whole.engine.trained[:6]) == sorted(photo.view.name for photo in whole.data.train)
+    parts = make_trainer(tmp_path, make_data(), views=views, max_iterations=600, stop_on_plateau=False)
+    parts.engine.on_step = lambda: setattr(parts.job, "stop_requested", parts.engine.steps >= 250)
+    with pytest.raises(trainer.StopRequested):
+        parts.run()
+    again = make_trainer(tmp_path, make_data(), views=views, max_iterations=600, stop_on_plateau=False)
+    assert again.at.iteration == parts.engine.steps
+    assert again.run().iterations == result.iterations
+    assert parts.engine.trained + again.engine.trained == whole.engine.trained
+    assert parts.engine.rates + again.engine.rates == whole.engine.rates
 
 
 def test_a_best_model_that_no_longer_fits_is_forgotten(tmp_path, monkeypatch):

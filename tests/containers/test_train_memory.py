@@ -27,6 +27,24 @@ def test_the_formula_counts_the_arrays():
     assert memory.photo_bytes([(1000, 500)] * 2, 500) == 2 * 3 * (125_000 + 31_250) + 2 * 3 * 125_000 // 16
 
 
+def test_several_gpus_share_the_model_but_not_what_they_send():
+    """A shard needs what a model of its size does, but for tile lists; what is sent and drawn is of all Gaussians."""
+    of_views = 12 + 12 + (2 + 2 + 1 + 3) + (2 + 1)  # records, sums; radii, means2d, depth, conics; two of them for all
+    sent, got = (10 + 2 + 2 + 1) + 13, 13
+    drawn = 12 + 12 + (2 + 2 + 1) + 9 + 9  # records, sums, projection, sums that go back and that come
+    whole = 4 * (of_views + sent + got + drawn) + 2 * 8 + 6 * 24
+    assert memory.model_bytes(4000, 3, 4) == memory.model_bytes(1000, 3) - 1000 * 6 * 24 + 4000 * whole
+    assert memory.model_bytes(4001, 3, 4) > memory.model_bytes(4000, 3, 4)
+    sizes = [(4000, 3000)] * 300
+    wanted = Plan(5_000_000, 1600)
+    assert memory.choose(wanted, sizes, 3, T4, 4) == wanted
+    assert memory.needed(wanted, sizes, 3, 4) < memory.needed(wanted, sizes, 3)
+    assert memory.choose(wanted, sizes, 3, Room(5 * GIB, 6 * GIB, 14 * GIB), 4).max_gaussians < 5_000_000
+    # 2.3 GB of photos on a GPU that has 1.5 GiB for them; each of four processes has them twice, and the trainer once.
+    for host, pinned in ((40, True), (30, False)):
+        assert memory.choose(STANDARD, sizes, 2, Room(3 * GIB, 4 * GIB, host * GIB), 4).pinned_photos == pinned
+
+
 @pytest.mark.parametrize("room", [T4, L4, H100], ids=["T4", "L4", "H100"])
 def test_what_fits_is_taken_as_wanted(room):
     sizes = [(4000, 3000)] * 300

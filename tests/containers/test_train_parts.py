@@ -228,7 +228,7 @@ def test_an_engine_goes_on_exactly_from_its_state(tmp_path):
     rates = Rates(1e-3, 5e-3, 1e-3, 5e-2, 2.5e-3, 1e-4, 0.1, 0.01, 0.01)
     one, two = make_engine(150, 100), make_engine(150, 10)
     for _ in range(3):
-        one.step(0, 1, 1, rates)
+        one.step([0], 1, 1, rates)
     refine(one, np.random.default_rng(0), 0.2, grow=True)
     checkpoint.save(tmp_path, one.state(), {"note": 5})
     saved = checkpoint.load(tmp_path)
@@ -238,7 +238,7 @@ def test_an_engine_goes_on_exactly_from_its_state(tmp_path):
     two.restore(state)
     for engine in (one, two):
         for _ in range(3):
-            engine.step(0, 2, 1, rates)
+            engine.step([0], 2, 1, rates)
     for name, value in vars(one.gaussians()).items():
         assert np.array_equal(value, getattr(two.gaussians(), name)), name
 
