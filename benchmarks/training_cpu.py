@@ -21,32 +21,24 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
 
-from benchmarks.recording import RESULTS, write_result  # noqa: E402
-from job import Job, JobKind  # noqa: E402
-from splat.cameras import Scene, read_scene  # noqa: E402
+from benchmarks.recording import read_result, write_result  # noqa: E402
+from benchmarks.trainings import ON_CPU, SEED, ablate, figures_of, full_steps, train  # noqa: E402
+from splat.cameras import read_scene  # noqa: E402
 from splat.threads import available_cores  # noqa: E402
 from train import presets  # noqa: E402
-from train.dataset import Dataset, initial_gaussians, load_dataset  # noqa: E402
-from train.engine import open_engine  # noqa: E402
-from train.evaluate import Score, score  # noqa: E402
-from train.exposure import compensated, measure  # noqa: E402
-from train.presets import Preset  # noqa: E402
+from train.dataset import load_dataset  # noqa: E402
+from train.evaluate import score  # noqa: E402
+from train.exposure import measure  # noqa: E402
 from train.stopping import CLOCK_VARIABLE, Clock  # noqa: E402
-from train.trainer import Result, Trainer  # noqa: E402
+from train.trainer import Trainer  # noqa: E402
 
-SEED = 1
 SPEED_STEPS = 60
 
 
@@ -66,34 +58,6 @@ ROWS = {
 }
 
 SMALL = replace(presets.CPU["draft"], long_side=256, max_gaussians=10_000, max_iterations=800, budget_s=float("inf"))
-VALIDATION_EVERY, VALIDATION_FROM = 7, 3
-
-
-def scheduled(**changes: Any) -> Callable[[Preset], Preset]:
-    return lambda preset: replace(preset, schedule=replace(preset.schedule, **changes))
-
-
-# What the ablation changes, against the schedule of the preset. "plain" and "seed 2" show how much is chance.
-ABLATION: dict[str, Callable[[Preset], Preset]] = {
-    "plain": lambda preset: preset,
-    "seed 2": lambda preset: preset,
-    "exposure as it is": lambda preset: preset,
-    "split by opacity alone": scheduled(score_photos=0),
-    "sparse points only": scheduled(gap_share=0.0),
-    "twice as many points in gaps": scheduled(gap_share=0.3),
-    "full resolution from the start": scheduled(half_from=0.0, full_from=0.0),
-    "full resolution from the start, half the steps": lambda preset: replace(
-        scheduled(half_from=0.0, full_from=0.0)(preset), max_iterations=preset.max_iterations // 2
-    ),
-    "full resolution sooner": scheduled(half_from=0.06, full_from=0.25),
-    "all Gaussians from the start": scheduled(growth=100.0),
-    "no noise": scheduled(noise=0.0),
-    "no pull on opacity": scheduled(opacity_pull=0.0),
-    "no pull on scale": scheduled(scale_pull=0.0),
-    "all SH bands from the start": scheduled(sh_step=0.0),
-    "no SH bands": lambda preset: replace(preset, sh_degree=0),
-    "lower rates": scheduled(rate=1.5),
-}
 
 
 def main() -> None:
@@ -102,7 +66,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="rows")
     parser.add_argument("--ablation", action="store_true")
     arguments = parser.parse_args()
-    names = list(ABLATION if arguments.ablation else ROWS)
+    names = list(ON_CPU if arguments.ablation else ROWS)
     wrong = [name for name in arguments.only or [] if name not in names]
     if wrong:
         parser.error(f"no such row: {', '.join(wrong)}; there are {', '.join(names)}")
@@ -117,21 +81,21 @@ def quality(sfm: Path, names: list[str]) -> None:
     if os.getloadavg()[0] > 0.5 and clock_name() == "wall time":
         print(f"note: the load average is {os.getloadavg()[0]:.1f}; there will be too few steps in the time")
     scene = read_scene(sfm)
-    figures = read_figures("training-cpu")
+    figures = read_result("training-cpu").get("figures", {})
     for name in names:
         row = ROWS[name]
         preset = presets.CPU[row.preset]
         preset = replace(preset, budget_s=row.budget_s, max_gaussians=row.max_gaussians, stop_on_plateau=False)
         side, seconds = preset.long_side, round(row.budget_s)
         data = load_dataset(scene, side, with_validation=False)
-        trainer, result = train(scene, data, preset, SEED)
+        trainer, result = train(scene, data, preset, SEED, gpu=False)
         scores = score(trainer.engine, data.test, preset.sh_degree)
         figures |= figures_of(f"plush{side}", f"{seconds}s", scores)
         figures[f"plush{side}_iterations_{seconds}s"] = result.iterations
         if row.speed:
-            figures[row.speed] = round(steps_per_second(trainer, len(data.train)), 2)
+            figures[row.speed] = round(steps_per_second(trainer), 2)
         data, spread = measure(scene, data)
-        trainer, _ = train(scene, data, preset, SEED)
+        trainer, _ = train(scene, data, preset, SEED, gpu=False)
         scores = score(trainer.engine, data.test, preset.sh_degree)
         figures |= figures_of(f"plush{side}_compensated", f"{seconds}s", scores)
         figures["plush_exposure_spread"] = round(spread, 4)
@@ -140,75 +104,23 @@ def quality(sfm: Path, names: list[str]) -> None:
 
 
 def ablation(folders: list[Path], names: list[str]) -> None:
-    table = read_figures("training-cpu-ablation")
+    table = read_result("training-cpu-ablation").get("figures", {})
     scenes = {folder.absolute().name.removesuffix("-sfm"): read_scene(folder) for folder in folders}
+    photos = {name: load_dataset(scene, SMALL.long_side, with_validation=False) for name, scene in scenes.items()}
     for name in names:
         for scene_name, scene in scenes.items():
-            table.setdefault(scene_name, {})[name] = ablate(scene, name)
+            table.setdefault(scene_name, {})[name] = ablate(scene, photos[scene_name], name, SMALL, gpu=False)
             print(scene_name, name, json.dumps(table[scene_name][name]), flush=True)
             write_result(
                 "training-cpu-ablation", table, "python benchmarks/training_cpu.py SFM_FOLDER SFM_FOLDER --ablation"
             )
 
 
-def ablate(scene: Scene, name: str) -> dict[str, Any]:
-    """One row of the table: the figures on photos that are neither trained nor test photos."""
-    loaded = load_dataset(scene, SMALL.long_side, with_validation=False).train
-    hidden = loaded[VALIDATION_FROM::VALIDATION_EVERY]
-    seen = [photo for i, photo in enumerate(loaded) if i % VALIDATION_EVERY != VALIDATION_FROM]
-    data, preset = Dataset(seen, [], hidden), ABLATION[name](SMALL)
-    if name != "exposure as it is":
-        data, _ = measure(scene, data)
-    began = time.process_time()
-    trainer, result = train(scene, data, preset, 2 if name == "seed 2" else SEED)
-    cpu_s = time.process_time() - began
-    return figures_of("", "", score(trainer.engine, data.test, preset.sh_degree)) | {
-        "gaussians": len(result.gaussians),
-        "iterations": result.iterations,
-        "cpu_s": round(cpu_s, 1),
-    }
-
-
-def train(scene: Scene, data: Dataset, preset: Preset, seed: int) -> tuple[Trainer, Result]:
-    """One training from the sparse points, on the CPU."""
-    photos = [compensated(photo) for photo in data.train]
-    engine = open_engine(photos, preset.max_gaussians, preset.sh_degree, seed, gpu=False)
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job.open("train", JobKind.TRAINING, Path(folder))
-        trainer = Trainer(job, engine, preset, data, available_cores(), seed)
-        rng, gap_share = np.random.default_rng(seed), preset.schedule.gap_share
-        trainer.start(initial_gaussians(scene, preset.max_gaussians, rng, photos, gap_share))
-        return trainer, trainer.run()
-
-
-def figures_of(prefix: str, suffix: str, scores: list[Score]) -> dict[str, Any]:
-    """Mean and median PSNR in dB, mean SSIM, and mean PSNR after the exposure fit."""
-
-    def name(figure: str) -> str:
-        return "_".join(part for part in (prefix, figure, suffix) if part)
-
-    psnr = [photo["psnr"] for photo in scores]
-    return {
-        name("psnr"): round(float(np.mean(psnr)), 3),
-        name("psnr_median"): round(float(np.median(psnr)), 3),
-        name("psnr_fitted"): round(float(np.mean([photo["psnr_fitted"] for photo in scores])), 3),
-        name("ssim"): round(float(np.mean([photo["ssim"] for photo in scores])), 4),
-    }
-
-
-def steps_per_second(trainer: Trainer, photos: int) -> float:
+def steps_per_second(trainer: Trainer) -> float:
     rates = trainer.preset.schedule.rates(1.0, trainer.extent)
     clock = Clock(0.0, available_cores())
-    for i in range(SPEED_STEPS):
-        trainer.engine.step(i % photos, 1, trainer.preset.sh_degree, rates)
+    full_steps(trainer, SPEED_STEPS, rates)
     return SPEED_STEPS / max(clock.elapsed_s(), time.get_clock_info("process_time").resolution)
-
-
-def read_figures(name: str) -> dict[str, Any]:
-    """The figures measured before, so that --only replaces single rows."""
-    file = RESULTS / f"{name}.json"
-    figures: dict[str, Any] = json.loads(file.read_text())["figures"] if file.is_file() else {}
-    return figures
 
 
 def clock_name() -> str:

@@ -64,6 +64,39 @@ WORK = (
     Work("Adam on the rest", 84, 91, GAUSSIANS),
 )
 
+# Kernels of a step by a part of their names, and the work they do.
+KERNELS = {
+    "activations": (("prepare",), ("activations",)),
+    "projection (gsplat)": (("projection_ewa_3dgs_fused_fwd",), ("projection (gsplat)",)),
+    "records": (("pack",), ("records, with the colours now",)),
+    "tile lists (gsplat)": (
+        ("intersect", "radix_sort", "RadixSort", "DeviceScan"),
+        ("tile lists (gsplat), assumed",),
+    ),
+    "blend, forward and backward": (("blend",), ("blend, forward and backward", "blend, image and its gradient")),
+    "SSIM and its slopes": (("similarity",), ("loss: SSIM and its slopes",)),
+    "gradient of the loss": (("image_gradient",), ("loss: gradient",)),
+    "gradients by the projected": (("finish",), ("gradients by the projected",)),
+    "projection backward (gsplat)": (("projection_ewa_3dgs_fused_bwd",), ("projection backward (gsplat)",)),
+    "SH: backward and Adam": (("update_colors",), ("Adam on SH, with SH backward now",)),
+    "the rest: Adam": (("update_geometry",), ("Adam on the rest",)),
+}
+
+
+def against_floor(kernels_us: dict[str, float], gpu: str = "H100") -> dict[str, dict[str, float]]:
+    """Measured microseconds a step of each part beside those of its bytes; ``kernels_us`` by name, of all kernels.
+
+    For a step of GAUSSIANS with SH numbers at PIXELS. What no part names is "other": it has no floor.
+    """
+    found, rest = {}, dict(kernels_us)
+    floats = {work.name: (work.after or 0) * work.of for work in WORK}
+    for part, (names, works) in KERNELS.items():
+        own = [kernel for kernel in rest if any(name in kernel for name in names)]
+        floor = sum(4 * floats[work] for work in works) / BANDWIDTH[gpu] * 1e6
+        found[part] = {"us": round(sum(rest.pop(kernel) for kernel in own), 1), "floor_us": round(floor, 1)}
+    found["other"] = {"us": round(sum(rest.values()), 1), "floor_us": 0.0}
+    return found
+
 
 def floor_table() -> str:
     """Megabytes and milliseconds of each part, before and now."""

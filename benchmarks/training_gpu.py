@@ -1,146 +1,339 @@
-"""Held-out quality and speed of GPU training.
+"""Quality, time and size of GPU training, against gsplat's own trainer, and what each trick is worth there.
 
-    python benchmarks/training_gpu.py SFM_FOLDER
+    python benchmarks/training_gpu.py plush=SFM_FOLDER caliterra=SFM_FOLDER [--only ROW …] [--resume] [--out FOLDER]
+    python benchmarks/training_gpu.py plush=SFM_FOLDER caliterra=SFM_FOLDER --ablation [--only ROW …] [--resume] …
+    python benchmarks/training_gpu.py --adopt FOLDER …
 
-Quality: three trainings of the same photos at 1200 pixels (seeds 1, 2, 3); the figures are those of the run with the
-median PSNR. Seconds are those of the training loop: loading and evaluation come on top. Held out: every 8th photo by
-name. Speed: steps at full resolution of a model that was trained to 300,000 Gaussians with SH of degree 3, and where
-the device spends them. Results: benchmarks/results/training-h100.json; the one of 2026-11-23 names no commit, it was
-recorded with 8d00c80.
+**Rows** (the first form; each is kept as soon as it is there, and --only replaces single ones):
+
+* ``plush``, ``caliterra``: 1200 and 1600 pixels, photos as they are; plush with three seeds, its figures are those of
+  the median PSNR. Beside them what baseline_gsplat.py has left in the same folder: time and size ratios.
+* ``… compensated``: with measured exposure, as the product trains. ``psnr`` is at each photo's own exposure,
+  ``psnr_raw`` without it, ``psnr_fitted`` after a fit of gain and offset to the photo, which other trainers have too.
+* ``… 100k``: two thirds of the Gaussians. ``draft``, ``standard``, ``high``: the product's presets on the plush photos.
+* ``speed``: milliseconds of a step at full resolution of 300,000 Gaussians with SH of degree 3, by kernel, and how far
+  each is from the time its bytes take (training_floor.py).
+* ``sizes``: PLY and SOG (the compression stage's encoder) of the models that the rows before left in OUT/ply.
+
+Seconds are those of the training loop: loading and evaluation come on top. Held out: every 8th photo by name, which
+nothing but the figures sees. **The ablation** is one training per trick and scene, as the preset ``draft`` but for the
+trick, measured on every 7th photo that is no test photo.
+
+**--adopt** takes the rows of other folders into benchmarks/results; it wants at least ``plush`` and ``speed``.
+Results: training-h100.json and training-h100-ablation.json; the rows of 2026-11-23 name no commit, they were recorded
+with 8d00c80.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch.profiler import ProfilerActivity, profile
-
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "containers")]
+sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
 
+from benchmarks.baseline_gsplat import OUT  # noqa: E402
+from benchmarks.recording import RESULTS, commit, read_result, write_json, write_result  # noqa: E402
+from benchmarks.training_floor import BANDWIDTH, against_floor, totals  # noqa: E402
+from benchmarks.training_report import ablation_table, baselines, parts_table, report, rows_table, wanted_table  # noqa: E402
+from benchmarks.trainings import ON_GPU, SEED, ablate, figures_of, full_steps, train  # noqa: E402
 from job import Job, JobKind  # noqa: E402
 from splat.cameras import Scene, read_scene  # noqa: E402
+from splat.model import read_ply, write_ply  # noqa: E402
 from train import presets  # noqa: E402
-from train.dataset import Dataset, initial_gaussians, load_dataset  # noqa: E402
-from train.engine import gpu_available, open_engine  # noqa: E402
-from train.evaluate import score  # noqa: E402
+from train.dataset import Dataset, load_dataset  # noqa: E402
+from train.engine import Engine, gpu_available  # noqa: E402
+from train.evaluate import mean_psnr, score  # noqa: E402
+from train.exposure import UNIT, measure  # noqa: E402
 from train.presets import Preset  # noqa: E402
-from train.trainer import Result, Trainer  # noqa: E402
+from train.trainer import Trainer  # noqa: E402
 
-RESULT = ROOT / "benchmarks/results/training-h100.json"
-LONG_SIDE = 1200
-QUALITY = replace(presets.GPU["draft"], long_side=LONG_SIDE, max_iterations=8_000, budget_s=20.0)
-SPEED = replace(presets.GPU["draft"], long_side=LONG_SIDE, max_gaussians=300_000, sh_degree=3, max_iterations=4_000)
-SPEED_STEPS, PROFILED_STEPS = 420, 42
+NAME, ABLATION_NAME = "training-h100", "training-h100-ablation"
 SEEDS = (1, 2, 3)
+SPEED_STEPS, PROFILED_STEPS = 420, 42
+LONGEST = 16  # kernels that the result names
+PLY = "ply"  # folder below OUT
+FROM_ENGINE = ("torch", "cuda", "gsplat")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A training on ``scene``. ``as_product``: exposure is measured, and the stop rule has its validation photos."""
+
+    scene: str
+    preset: Preset
+    seeds: tuple[int, ...] = (SEED,)
+    as_product: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and with which engine; tests have a smaller one."""
+
+    rows: dict[str, Row]
+    speed: Row
+    ablation: Preset
+    gpu: bool = True
+
+
+QUALITY = replace(presets.GPU["draft"], max_iterations=8_000, budget_s=20.0)
+AT_1600 = replace(QUALITY, long_side=1600, max_gaussians=300_000, budget_s=60.0)
+SPEED = replace(presets.GPU["draft"], max_gaussians=300_000, sh_degree=3, max_iterations=4_000)
+PLAN = Plan(
+    rows={
+        "plush": Row("plush", QUALITY, SEEDS),
+        "caliterra": Row("caliterra", AT_1600),
+        "plush compensated": Row("plush", QUALITY, as_product=True),
+        "caliterra compensated": Row("caliterra", AT_1600, as_product=True),
+        "plush 100k": Row("plush", replace(QUALITY, max_gaussians=100_000)),
+        **{name: Row("plush", preset, as_product=True) for name, preset in presets.GPU.items()},
+    },
+    speed=Row("plush", SPEED),
+    ablation=presets.GPU["draft"],
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sfm", type=Path, help="folder that SfM wrote for the plush photos")
-    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("scenes", nargs="*", help="NAME=FOLDER that SfM wrote")
+    parser.add_argument("--only", nargs="+", help="rows")
+    parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="leave out rows that OUT has")
+    parser.add_argument("--adopt", type=Path, nargs="+", help="folders with results of other runs")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for results, models and the baselines' results")
     arguments = parser.parse_args()
-    if not gpu_available():
+    if arguments.adopt:
+        adopt(arguments.adopt)
+        return
+    pairs = [text.split("=", maxsplit=1) for text in arguments.scenes]
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        parser.error("name the scenes: plush=FOLDER caliterra=FOLDER")
+    if arguments.only != ["sizes"] and not gpu_available():
         sys.exit("error: no CUDA device, or no torch and gsplat: install spaceport[gpu] on a machine with a GPU")
-    scene = read_scene(arguments.sfm)
-    data = load_dataset(scene, LONG_SIDE, with_validation=False)
-    train(scene, data, replace(QUALITY, max_iterations=60), 1)  # compiles every kernel
-    runs = [measure_quality(scene, data, seed) for seed in SEEDS]
-    median = sorted(runs, key=lambda run: run["psnr"])[len(runs) // 2]
-    speed, trainer = measure_speed(scene, data)
-    report = {
-        "name": "training-h100",
-        "date": date.today().isoformat(),
-        "machine": trainer.engine.device,
-        "versions": trainer.engine.versions(),
-        "commit": commit(),
-        "command": "python benchmarks/training_gpu.py SFM_FOLDER",
-        "figures": {
-            "plush_psnr": median["psnr"],
-            "plush_train_s": median["seconds"],
-            "plush_gaussians": median["gaussians"],
-            "ms_per_iteration_300k": speed["ms_per_iteration"],
-        },
-        "runs": runs,
-        "speed": speed,
-    }
-    arguments.result.parent.mkdir(parents=True, exist_ok=True)
-    arguments.result.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    bench = Bench({name: Path(folder) for name, folder in pairs}, arguments.out, PLAN)
+    names = bench.ablation_rows() if arguments.ablation else bench.quality_rows()
+    wrong = [name for name in arguments.only or [] if name not in names]
+    if wrong:
+        parser.error(f"no such row of these scenes: {', '.join(wrong)}; there are {', '.join(names)}")
+    (bench.ablation if arguments.ablation else bench.quality)(arguments.only or names, arguments.resume)
 
 
-def commit() -> str:
-    """Of the code that is measured; "+" after it: with changes."""
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
-    try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+class Bench:
+    """Measures rows and keeps each as soon as it is there."""
+
+    def __init__(self, folders: dict[str, Path], out: Path, plan: Plan) -> None:
+        self.out, self.plan = out, plan
+        self.scenes = {name: read_scene(folder) for name, folder in folders.items()}
+        self._photos: dict[tuple[str, int, bool], Dataset] = {}
+        self._warm = False
+        before = read_result(NAME, out)  # a row that needs no device keeps what the others were measured with
+        self.device: str = before.get("machine", "")
+        self.versions: dict[str, str] = {k: v for k, v in before.get("versions", {}).items() if k in FROM_ENGINE}
+
+    def quality_rows(self) -> list[str]:
+        rows = [name for name, row in self.plan.rows.items() if row.scene in self.scenes]
+        return [*rows, *(["speed"] if self.plan.speed.scene in self.scenes else []), "sizes"]
+
+    def ablation_rows(self) -> list[str]:
+        return list(ON_GPU)
+
+    def quality(self, names: list[str], resume: bool = False) -> None:
+        special: dict[str, Callable[[], dict[str, Any]]] = {"speed": self.measure_speed, "sizes": self.measure_sizes}
+        done = read_result(NAME, self.out).get("rows", {}) if resume else {}
+        for name in (name for name in names if name not in done):
+            row = special[name]() if name in special else self.measure_row(name)
+            rows = {**read_result(NAME, self.out).get("rows", {}), name: self.stamped(row)}
+            baseline = baselines(self.out)
+            figures, details = report(rows, baseline)
+            self.keep(NAME, figures, {"rows": rows, **details}, "")
+            show(rows, baseline, figures)
+
+    def ablation(self, names: list[str], resume: bool = False) -> None:
+        done = read_result(ABLATION_NAME, self.out).get("figures", {}) if resume else {}
+        for name in names:
+            for scene_name, scene in self.scenes.items():
+                if name in done.get(scene_name, {}):
+                    continue
+                photos = self.photos(scene_name, self.plan.ablation.long_side, False)
+                self.warm_up(scene, photos, self.plan.ablation)
+                row = ablate(scene, photos, name, self.plan.ablation, self.plan.gpu)
+                table = read_result(ABLATION_NAME, self.out).get("figures", {})
+                table.setdefault(scene_name, {})[name] = self.stamped(row)
+                print(scene_name, name)
+                self.keep(ABLATION_NAME, table, {}, " --ablation")
+        print(ablation_table(read_result(ABLATION_NAME, self.out).get("figures", {})))
+
+    def keep(self, name: str, figures: dict[str, Any], details: dict[str, Any], option: str) -> None:
+        scenes = " ".join(f"{scene}=SFM_FOLDER" for scene in self.scenes)
+        command = f"python benchmarks/training_gpu.py {scenes}{option}"
+        write_result(name, figures, command, folder=self.out, machine=self.device, details=details, **self.versions)
+
+    def stamped(self, row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"date": date.today().isoformat(), "commit": commit(), "device": self.device}
+
+    def photos(self, scene: str, long_side: int, with_validation: bool) -> Dataset:
+        key = scene, long_side, with_validation
+        if key not in self._photos:
+            self._photos[key] = load_dataset(self.scenes[scene], long_side, with_validation)
+        return self._photos[key]
+
+    def warm_up(self, scene: Scene, data: Dataset, preset: Preset) -> None:
+        """Compile every kernel, once."""
+        if not self._warm:
+            short = replace(preset, max_iterations=60)
+            trainer, _ = train(scene, Dataset(data.train, [], []), short, SEED, self.plan.gpu)
+            self.look_at(trainer.engine)
+            self._warm = True
+
+    def look_at(self, engine: Engine) -> None:
+        self.device = engine.device
+        self.versions = {name: version for name, version in engine.versions().items() if name in FROM_ENGINE}
+
+    def measure_row(self, name: str) -> dict[str, Any]:
+        """The trainings of a row; its figures are those of the seed with the median PSNR, whose model is kept."""
+        row, preset = self.plan.rows[name], self.plan.rows[name].preset
+        scene = self.scenes[row.scene]
+        data = self.photos(row.scene, preset.long_side, row.as_product and preset.stop_on_plateau)
+        self.warm_up(scene, data, preset)
+        spread = None
+        if row.as_product:
+            data, spread = measure(scene, data)
+        runs = []
+        with tempfile.TemporaryDirectory() as folder:
+            for seed in row.seeds:
+                # Without test photos: no curve is wanted, and nothing else would look at them.
+                seen = Dataset(data.train, data.validation, [])
+                trainer, result = train(scene, seen, preset, seed, self.plan.gpu)
+                write_ply(Path(folder) / f"{seed}.ply", result.gaussians)
+                runs.append(self.run_figures(trainer, data, seed) | result_figures(result))
+            median = sorted(runs, key=lambda run: run["psnr"])[len(runs) // 2]
+            ply = self.out / PLY / f"{name.replace(' ', '-')}.ply"
+            ply.parent.mkdir(parents=True, exist_ok=True)
+            ply.write_bytes((Path(folder) / f"{median['seed']}.ply").read_bytes())
+        view = data.train[0].view
+        return {
+            **median,
+            "image": [view.width, view.height],
+            "sh_degree": preset.sh_degree,
+            "exposure_spread": spread if spread is None else round(spread, 4),
+            "ply_bytes": ply.stat().st_size,
+            "runs": runs,
+        }
+
+    @staticmethod
+    def run_figures(trainer: Trainer, data: Dataset, seed: int) -> dict[str, Any]:
+        degree = trainer.preset.sh_degree
+        scores = score(trainer.engine, data.test, degree)
+        figures = figures_of("", "", scores)
+        raw = figures["psnr"]
+        if any(photo.gain != UNIT for photo in data.test):
+            raw = round(mean_psnr(trainer.engine, [replace(photo, gain=UNIT) for photo in data.test], degree), 3)
+        lowest = round(min(photo["psnr"] for photo in scores), 3)
+        return {"seed": seed, **figures, "psnr_lowest": lowest, "psnr_raw": raw}
+
+    def measure_speed(self) -> dict[str, Any]:
+        """Milliseconds of a step, and microseconds of each kernel in it."""
+        row = self.plan.speed
+        scene, data = self.scenes[row.scene], self.photos(row.scene, row.preset.long_side, False)
+        self.warm_up(scene, data, row.preset)
+        trainer, result = train(scene, Dataset(data.train, [], []), row.preset, SEED, self.plan.gpu)
+        rates, view = row.preset.schedule.rates(0.5, trainer.extent), data.train[0].view
+
+        def steps(count: int) -> float:
+            started = time.perf_counter()
+            full_steps(trainer, count, rates)
+            trainer.engine.mean_loss()  # waits for the device
+            return time.perf_counter() - started
+
+        steps(PROFILED_STEPS)
+        milliseconds = steps(SPEED_STEPS) / SPEED_STEPS * 1e3
+        kernels = profiled(lambda: steps(PROFILED_STEPS)) if self.plan.gpu else {}
+        longest = sorted(kernels.items(), key=lambda item: -item[1])[:LONGEST]
+        return {
+            "ms_per_iteration": round(milliseconds, 3),
+            "gaussians": len(result.gaussians),
+            "sh_degree": row.preset.sh_degree,
+            "image": [view.width, view.height],
+            "kernels_us": {name[:60]: round(us, 1) for name, us in longest},
+            "all_kernels_us": round(sum(kernels.values()), 1),
+            "parts": against_floor(kernels) if kernels else {},
+            "floor_us": round(totals()[1] / BANDWIDTH["H100"] * 1e6, 1),
+        }
+
+    def measure_sizes(self) -> dict[str, Any]:
+        """Bytes of each model's PLY and SOG file. Needs no GPU."""
+        from compress.clean import clean
+        from compress.evaluate import encode_to_quality, heldout_views
+
+        rows = read_result(NAME, self.out).get("rows", {})
+        found: dict[str, Any] = {}
+        for name, row in self.plan.rows.items():
+            ply = self.out / PLY / f"{name.replace(' ', '-')}.ply"
+            if name not in rows or not ply.is_file() or row.scene not in self.scenes:
+                continue
+            scene, gaussians = self.scenes[row.scene], read_ply(ply)
+            views = heldout_views(scene, [view.name for view in scene.views[::8]])
+            with tempfile.TemporaryDirectory() as folder:
+                job = Job.open("compress", JobKind.PROCESSING, Path(folder))
+                encoded, _ = encode_to_quality(clean(gaussians), gaussians, views, job)
+            found[name] = {"ply_bytes": ply.stat().st_size, "sog_bytes": len(encoded.data)}
+        return {"files": found}
 
 
-def train(scene: Scene, data: Dataset, preset: Preset, seed: int) -> tuple[Trainer, Result]:
-    """One training from the sparse points."""
-    engine = open_engine(data.train, preset.max_gaussians, preset.sh_degree, seed, gpu=True)
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job.open("train", JobKind.TRAINING, Path(folder))
-        trainer = Trainer(job, engine, preset, data, 1, seed)
-        trainer.start(initial_gaussians(scene, preset.max_gaussians, np.random.default_rng(seed)))
-        return trainer, trainer.run()
-
-
-def measure_quality(scene: Scene, data: Dataset, seed: int) -> dict[str, Any]:
-    trainer, result = train(scene, data, QUALITY, seed)
-    scores = score(trainer.engine, data.test, QUALITY.sh_degree)
-    psnr = [s["psnr"] for s in scores]
+def result_figures(result: Any) -> dict[str, Any]:
     return {
-        "seed": seed,
         "seconds": round(result.seconds, 2),
         "iterations": result.iterations,
+        "ms_per_iteration": round(1e3 * result.seconds / max(result.iterations, 1), 3),
         "gaussians": len(result.gaussians),
-        "psnr": round(float(np.mean(psnr)), 3),
-        "psnr_median": round(float(np.median(psnr)), 3),
-        "psnr_lowest": round(min(psnr), 3),
-        "ssim": round(float(np.mean([s["ssim"] for s in scores])), 4),
+        "stop_reason": result.stop_reason,
     }
 
 
-def measure_speed(scene: Scene, data: Dataset) -> tuple[dict[str, Any], Trainer]:
-    """Milliseconds of a step, and microseconds of each kernel in it."""
-    trainer, result = train(scene, data, SPEED, 1)
-    engine, rates = trainer.engine, SPEED.schedule.rates(0.5, trainer.extent)
+def profiled(work: Callable[[], Any]) -> dict[str, float]:
+    """Microseconds on the device of each kernel in one of PROFILED_STEPS steps."""
+    from torch.profiler import ProfilerActivity, profile
 
-    def steps(count: int) -> None:
-        for i in range(count):
-            engine.step(i % len(data.train), 1, SPEED.sh_degree, rates)
-        torch.cuda.synchronize()
-
-    steps(PROFILED_STEPS)
-    started = time.perf_counter()
-    steps(SPEED_STEPS)
-    milliseconds = (time.perf_counter() - started) / SPEED_STEPS * 1e3
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        steps(PROFILED_STEPS)
-    kernels = {event.key[:60]: event.self_device_time_total / PROFILED_STEPS for event in profiler.key_averages()}
-    longest = sorted(kernels.items(), key=lambda item: -item[1])[:16]
-    return {
-        "ms_per_iteration": round(milliseconds, 3),
-        "gaussians": len(result.gaussians),
-        "sh_degree": SPEED.sh_degree,
-        "image": [data.train[0].view.width, data.train[0].view.height],
-        "kernels_us": {name: round(microseconds, 1) for name, microseconds in longest},
-        "all_kernels_us": round(sum(kernels.values()), 1),
-    }, trainer
+        work()
+    return {event.key: event.self_device_time_total / PROFILED_STEPS for event in profiler.key_averages()}
+
+
+def adopt(folders: list[Path], into: Path = RESULTS) -> None:
+    """Take the rows of other folders into ``into``. Raises SystemExit where the main ones are missing."""
+    results = [read_result(NAME, folder) for folder in (into, *folders)]
+    rows = merged([result.get("rows", {}) for result in results])
+    baseline = merged([results[0].get("baselines", {}), *map(baselines, folders)])
+    lacking = [name for name in ("plush", "speed") if name not in rows]
+    if lacking:
+        sys.exit(f"error: without the rows {' and '.join(lacking)} the result would lose figures that it has now")
+    figures, details = report(rows, baseline)
+    newest = [result for result in results if result][-1]
+    write_json(into / f"{NAME}.json", {**newest, "figures": figures, "rows": rows, **details})
+    ablations = [found for folder in (into, *folders) if (found := read_result(ABLATION_NAME, folder))]
+    if ablations:
+        scenes = {scene for found in ablations for scene in found["figures"]}
+        table = {scene: merged([found["figures"].get(scene, {}) for found in ablations]) for scene in sorted(scenes)}
+        write_json(into / f"{ABLATION_NAME}.json", {**ablations[-1], "figures": table})
+    show(rows, baseline, figures)
+
+
+def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """All keys; of equal ones the last."""
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def show(rows: dict[str, Any], baseline: dict[str, dict[str, Any]], figures: dict[str, Any]) -> None:
+    print(wanted_table(figures), rows_table(rows, baseline), sep="\n\n", flush=True)
+    if rows.get("speed", {}).get("parts"):
+        print(f"\n{parts_table(rows['speed'])}", flush=True)
 
 
 if __name__ == "__main__":
