@@ -6,7 +6,7 @@
 //
 // On several GPUs each has a shard of the model, a step has VIEWS photos, one a GPU, and arrays of what differs from view to
 // view are [VIEWS, n, ...]. Their gradients are summed before the one step of Adam. By the rule of Zhao et al. 2024 ("On
-// Scaling Up 3D Gaussian Splatting Training", 4.2) rates are sqrt(VIEWS) times as high (shard.py) and betas beta^VIEWS, so
+// Scaling Up 3D Gaussian Splatting Training") rates are sqrt(VIEWS) times as high (shard.py) and betas beta^VIEWS, so
 // that moments forget as much as in VIEWS steps. gsplat's trainer takes 1 - VIEWS (1 - beta), which is nearly the same for
 // few views and below 0 from 11 on. Adam sees the sum over sqrt(VIEWS), with the same epsilon; with the mean, epsilon would
 // be 1 / sqrt(VIEWS) as large. The sum is as large as the gradient of one view where views differ: so second moments mean

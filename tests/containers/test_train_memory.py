@@ -7,7 +7,7 @@ import pytest
 
 from job import Job, JobKind, StageError
 from tests.containers.test_train_stage import prepare, write_scene
-from train import checkpoint, memory, stage, trainer
+from train import checkpoint, device, memory, stage, trainer
 from train.engine_cpu import CpuEngine
 from train.memory import OutOfDeviceMemory, Plan, Room
 
@@ -187,3 +187,22 @@ def test_the_stage_goes_on_with_half_the_gaussians(tmp_path, monkeypatch, capsys
     assert len(resumed) == 2 and 0 < resumed[0] < resumed[1] < 60
     metrics = json.loads((root / "model/metrics.json").read_text())
     assert metrics["iterations"] == 100 and 600 <= metrics["gaussians"] <= 10_000
+
+
+@pytest.mark.parametrize(("options", "wanted"), [({}, 3), ({"max_gpus": 2}, 2)])
+def test_the_stage_trains_on_all_gpus_but_not_on_more_than_asked_for(tmp_path, monkeypatch, capsys, options, wanted):
+    write_scene(tmp_path / "sfm")
+    opened = []
+
+    def open_engine(photos, n, degree, seed, *rest):
+        opened.append(rest)
+        return CpuEngine(photos, n, degree, seed)
+
+    monkeypatch.setattr(device, "choose", lambda: device.Choice(True, "a test says so"))
+    monkeypatch.setattr(device, "count", lambda most: min(3, most or 3))
+    monkeypatch.setattr(device, "room", lambda gpus: T4 if gpus == wanted else None)
+    monkeypatch.setattr(stage, "open_engine", open_engine)
+    root = prepare(tmp_path / "ml", tmp_path / "sfm", max_gaussians=1_000, max_iterations=10, **options)
+    stage.run(Job.open("train", JobKind.TRAINING, root))
+    assert opened == [(True, False, wanted)]
+    assert f'"gpus": {wanted}' in capsys.readouterr().out
