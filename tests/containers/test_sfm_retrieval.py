@@ -35,6 +35,15 @@ def test_photos_without_features_are_like_no_other():
     assert not similarities(lambda k: blocks[1], 3).any()
 
 
+def test_one_feature_over_and_over_is_no_obstacle():
+    """A plain wall or a test picture: fewer different descriptors than words."""
+    block = np.repeat(RNG.integers(0, 255, (2, 128)).astype(np.uint8), 200, axis=0)
+    alike = similarities(lambda k: block, 3)
+    assert np.isfinite(alike).all()
+    again = similarities(lambda k: block, 3)
+    assert np.array_equal(alike, again), "the same photos give the same pairs"
+
+
 @pytest.mark.slow
 def test_overlapping_sample_photos_are_found(tmp_path):
     """The truth is where the cameras stood: two that see the hamlet from nearly the same side overlap."""
