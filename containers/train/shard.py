@@ -130,8 +130,9 @@ def main() -> None:
     except OutOfDeviceMemory as error:
         orders.send(("full", str(error)))
     except Exception as error:  # noqa: BLE001 - the boundary of the process: every error is told to its starter
+        traceback.print_exc()
         kind = "full" if "out of memory" in str(error) else "failed"
-        orders.send((kind, traceback.format_exc()))
+        orders.send((kind, f"{type(error).__name__}: {error}"))
     threading.Event().wait()  # ending now would make the others fail too, and hide the reason
 
 
