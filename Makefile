@@ -1,6 +1,7 @@
 # make demo   sample photos -> splat page, on this machine
 # make test   unit, state machine, stage and end-to-end tests
-# make ci     what continuous integration runs: lint, types, tests, images, deployment
+# make test-torch    training on several GPUs, shown on the CPU (installs PyTorch beside the environment)
+# make ci     what continuous integration runs: lint, types, all tests, images, deployment
 # make images-test   build the container images and run them under SageMaker's contract (needs Docker, or root)
 # make gpu-image     build the GPU variant of the training image and judge what needs no GPU (30 GB of disk, about an hour)
 # make vulnerabilities   known vulnerabilities of the tested images (needs grype and its database)
@@ -12,7 +13,7 @@ DEMO   ?= demo
 PYTEST_ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help install install-dev demo test lint types ci lock clean browser engine local-images images-test gpu-image vulnerabilities
+.PHONY: help install install-dev demo test test-torch lint types ci lock clean browser engine local-images images-test gpu-image vulnerabilities
 
 help:
 	@sed -n 's/^# make/make/p' $(MAKEFILE_LIST)
@@ -46,6 +47,15 @@ demo: install
 test: install-dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not images and not deploy" $(PYTEST_ARGS)
 
+# PyTorch lies beside the environment: no other test may come to need it.
+build/torch/.installed: requirements/torch.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target build/torch -r $<
+	@touch $@
+
+test-torch: install-dev build/torch/.installed
+	PYTHONPATH=build/torch $(BIN)/python -c 'import torch'
+	PYTHONPATH=build/torch $(BIN)/python -m pytest -n $(WORKERS) tests/containers/test_train_gpus.py $(PYTEST_ARGS)
+
 local-images: install
 	PYTHONPATH=containers $(BIN)/python -m images.build
 
@@ -74,7 +84,7 @@ lint: install-dev
 types: install-dev
 	$(BIN)/mypy functions containers spaceport benchmarks deploy
 
-ci: browser lint types test images-test test-deploy
+ci: browser lint types test test-torch images-test test-deploy
 
 lock:
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q requirements/run.in -o requirements/run.txt

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import numpy as np
@@ -41,7 +43,7 @@ class Start:
 
     rank: int
     ranks: int
-    port: int  # of the store where the ranks find each other
+    store: str  # the file where the ranks find each other
     timeout_s: float
     place: Callable[[int], tuple[str, str]]  # from rank to (torch device, backend of torch.distributed)
     photos: int
@@ -79,19 +81,17 @@ class GpusEngine:
         place: Callable[[int], tuple[str, str]] = on_gpu,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        from torch.distributed import TCPStore
-
         self.views, self.capacity = gpus, capacity
         self._timeout_s, self._is_stepping, self._count = timeout_s, False, 0
-        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._folder = TemporaryDirectory()
         self._pipes: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self.close = weakref.finalize(self, end, self._processes, self._pipes)
         for _ in range(gpus):
             self._start_process()
-        shard, port = -(-capacity // gpus), self._store.port
+        shard, store = -(-capacity // gpus), str(Path(self._folder.name) / "store")
         for rank in range(gpus):
-            start = Start(rank, gpus, port, timeout_s, place, len(photos), shard, sh_degree, seed, pinned_photos)
+            start = Start(rank, gpus, store, timeout_s, place, len(photos), shard, sh_degree, seed, pinned_photos)
             self._send(rank, start)
         for photo in photos:
             for rank in range(gpus):

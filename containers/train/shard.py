@@ -148,7 +148,7 @@ def serve(orders: Connection) -> None:
     os.environ.update(LOOPBACK)
     device, backend = start.place(start.rank)
     limit = timedelta(seconds=start.timeout_s)
-    store = dist.TCPStore("127.0.0.1", start.port, is_master=False, timeout=limit)
+    store = dist.FileStore(start.store, start.ranks)  # not TCPStore, which listens on every network
     dist.init_process_group(backend, store=store, rank=start.rank, world_size=start.ranks, timeout=limit)
     shard = ShardEngine(start, photos, device)
     del photos

@@ -263,9 +263,9 @@ def test_a_full_gpu_is_told_though_others_wait_for_it(open_engine):
 def test_a_process_that_hangs_ends_the_training(open_engine, monkeypatch):
     monkeypatch.setattr(engine_gpus, "END_S", 0.5)
     engine = open_engine(2)
-    engine._timeout_s = 4.0
+    engine._timeout_s = 10.0
     engine._processes[0].send_signal(signal.SIGSTOP)
-    with pytest.raises(RuntimeError, match=r"GPUs \[0\] of 2 gave no answer for 4.0 s"):
+    with pytest.raises(RuntimeError, match=r"GPUs \[0\] of 2 gave no answer for 10.0 s"):
         engine.is_finite()
     assert all(process.poll() is not None for process in engine._processes)
 
