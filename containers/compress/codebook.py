@@ -7,6 +7,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from splat import processor
+
+processor.prepare()  # a kernel that is declared fixes for which processor all others are compiled
+
 CODEBOOK_ENTRIES = 256
 QUANTILE_BINS = 3072
 UNIFORM_BINS = 1024
