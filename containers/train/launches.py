@@ -13,8 +13,7 @@ from typing import Any
 from splat.metrics import WINDOW
 from train.engine import Rates
 
-# Side of a tile, warps of a thread block, pixels of a lane, Gaussians that a lane takes at a time (see raster.cu).
-TILE, WARPS, PIXELS, TAKE = 32, 2, 2, 2
+TILE, WARPS, PIXELS = 32, 2, 2  # side of a tile, warps of a thread block, pixels of a lane (see raster.cu)
 THREADS = 128  # columns of a block in loss.cu
 LOSS_BLOCKS = 600  # about as many as an H100 runs at a time
 STRIPS = 16, 64  # rows of a block: at least, for few rows that two blocks need, and at most
@@ -25,7 +24,7 @@ SSIM_WEIGHT = 0.2
 # Each source and its macros.
 SOURCES = {
     Path(__file__).with_name("gaussians.cu"): {},
-    Path(__file__).with_name("raster.cu"): {"TILE": TILE, "WARPS": WARPS, "PIXELS": PIXELS, "TAKE": TAKE},
+    Path(__file__).with_name("raster.cu"): {"TILE": TILE, "WARPS": WARPS, "PIXELS": PIXELS},
     Path(__file__).with_name("loss.cu"): {"THREADS": THREADS},
 }
 

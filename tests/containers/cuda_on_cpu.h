@@ -41,7 +41,7 @@ static dim3 gridDim, blockDim, blockIdx, threadIdx;
 
 static float rsqrtf(float x) { return 1.f / std::sqrt(x); }
 static float __fdividef(float x, float y) { return x / y; }
-static int __popc(unsigned bits) { return __builtin_popcount(bits); }
+static int __ffs(unsigned bits) { return __builtin_ffs((int)bits); }
 static unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 
 namespace fibers {
