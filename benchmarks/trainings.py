@@ -58,15 +58,18 @@ ABLATION: dict[str, Callable[[Preset], Preset]] = {
     "no pull on opacity": scheduled(opacity_pull=0.0),
     "no pull on scale": scheduled(scale_pull=0.0),
     "all SH bands from the start": scheduled(sh_step=0.0),
+    "SH bands one after the other": scheduled(sh_step=0.08),
     "no SH bands": lambda preset: replace(preset, sh_degree=0),
     "lower rates": scheduled(rate=1.5),
     "higher rates": scheduled(rate=2.5),
     "half the cap": capped(0.5),
     "twice the cap": capped(2.0),
 }
-# The presets of the GPU begin without scores and points in gaps, and with the lower rates; those of the CPU with them.
-CHANGES_CPU = ("split by opacity alone", "sparse points only", "lower rates")
+# The presets of the GPU begin without scores and points in gaps, with all SH bands and with the lower rates; those of the
+# CPU the other way round.
+CHANGES_CPU = ("split by opacity alone", "sparse points only", "all SH bands from the start", "lower rates")
 CHANGES_GPU = (
+    "SH bands one after the other",
     "split by the error of 4 photos",
     "points in gaps",
     "split by the error of 4 photos, points in gaps",

@@ -25,7 +25,9 @@ CPU = {
     "standard": Preset(640, 60_000, 1, 235, 30_000, False),
     "high": Preset(960, 150_000, 2, 1_500, 60_000, True),
 }
-_GPU = Schedule(half_from=0.1, full_from=0.4, refine_until=0.7, scale_pull=0.03, rate=1.5, score_photos=0, gap_share=0)
+_GPU = Schedule(
+    half_from=0.1, full_from=0.4, sh_step=0.0, refine_until=0.7, scale_pull=0.03, rate=1.5, score_photos=0, gap_share=0
+)
 GPU = {
     "draft": Preset(1200, 150_000, 2, 120, 5_000, False, _GPU),
     "standard": Preset(1600, 300_000, 2, 1_200, 10_000, True, _GPU),
