@@ -169,7 +169,7 @@ def make_model(sfm: Path, count: int) -> None:
         rates = schedule.rates(progress, extent)
         engine.step([i % len(photos)], schedule.level(progress), schedule.sh_degree(progress, SH_DEGREE), rates)
         if i % 40 == 39 and progress < schedule.refine_until:
-            refine(engine, rng, schedule.growth, grow=True)
+            refine(engine, rng, schedule.growth)
     assert engine.count() == count, engine.count()
     MODELS.mkdir(parents=True, exist_ok=True)
     write_ply(model_path(count), engine.gaussians())

@@ -2,7 +2,7 @@
 
 Prints the tables of docs/gpu-training.md (--write puts them in). Everything here is computed: floats that each kernel
 reads and writes once, at the bandwidth of the data sheets; nothing was measured. "Before" are the kernels that
-benchmarks/results/training-h100.json was measured with.
+benchmarks/results/training-h100.json was measured with, "now" those of training-h200.json.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
 
+from benchmarks.gpus import GPUS  # noqa: E402
 from benchmarks.marks import filled  # noqa: E402
 from train import memory  # noqa: E402
 from train.memory import Plan, Room  # noqa: E402
 
 PAGE = ROOT / "docs" / "gpu-training.md"
-BANDWIDTH = {"H100": 3.35e12, "T4": 0.32e12, "L4": 0.30e12}  # bytes a second, NVIDIA's data sheets
+BANDWIDTH = {name: GPUS[name].bandwidth for name in ("H200", "H100", "T4", "L4")}
 GAUSSIANS, PIXELS, SH = 300_000, 1200 * 900, 48  # SH numbers of a Gaussian, degree 3
 PAIRS_EACH = 3  # tile intersections of a Gaussian; assumed
 # Reading and writing keys (8 bytes) and ids (4) once, in six passes of a radix sort over 43 bits, and by its readers.
 PAIR_BYTES = 12 + (8 + 6 * 24) + 12
-GPUS = {
+MEMORY = {
     "T4, 16 GB": (15, 16),
     "L4 or A10G, 24 GB": (22, 32),
     "H100, 80 GB": (79, 200),
@@ -83,7 +84,7 @@ KERNELS = {
 }
 
 
-def against_floor(kernels_us: dict[str, float], gpu: str = "H100") -> dict[str, dict[str, float]]:
+def against_floor(kernels_us: dict[str, float], gpu: str) -> dict[str, dict[str, float]]:
     """Measured microseconds a step of each part beside those of its bytes; ``kernels_us`` by name, of all kernels.
 
     For a step of GAUSSIANS with SH numbers at PIXELS. What no part names is "other": it has no floor.
@@ -119,6 +120,11 @@ def totals() -> tuple[float, float]:
     return before, sum(4 * (work.after or 0) * work.of for work in WORK)
 
 
+def floor_us(gpu: str) -> float:
+    """Microseconds that the bytes of a step take on this GPU."""
+    return round(totals()[1] / BANDWIDTH[gpu] * 1e6, 1)
+
+
 def megabytes(floats: float | None, of: int) -> str:
     return "" if floats is None else f"{4 * floats * of / 1e6:,.0f}"
 
@@ -129,10 +135,11 @@ def milliseconds(size: float, gpu: str) -> str:
 
 def memory_table() -> str:
     """What is planned on each GPU for 300 photos of 12 megapixels."""
-    rows = ["| wanted: Gaussians, long side | needed | " + " | ".join(GPUS) + " |", "|---|---|" + "---|" * len(GPUS)]
+    rows = ["| wanted: Gaussians, long side | needed | " + " | ".join(MEMORY) + " |"]
+    rows.append("|---|---|" + "---|" * len(MEMORY))
     for wanted in WANTED:
         cells = [f"{wanted.max_gaussians:,}, {wanted.long_side} px", f"{memory.needed(wanted, PHOTOS, 3) / 1e9:.1f} GB"]
-        for device, host in GPUS.values():
+        for device, host in MEMORY.values():
             # What is free after CUDA has started: 0.5 GiB are its own.
             room = Room((2 * device - 1) << 29, device << 30, host << 30)
             plan = memory.choose(wanted, PHOTOS, 3, room)

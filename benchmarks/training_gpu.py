@@ -19,9 +19,9 @@ Seconds are those of the training loop: loading and evaluation come on top. Held
 nothing but the figures sees. **The ablation** is one training per trick and scene, as the preset ``draft`` but for the
 trick, measured on every 7th photo that is no test photo.
 
-**--adopt** takes the rows of other folders into benchmarks/results; it wants at least ``plush`` and ``speed``.
-Results: training-h100.json and training-h100-ablation.json; the rows of 2026-11-23 name no commit, they were recorded
-with 8d00c80.
+**--adopt** takes the rows of other folders, all of one kind of GPU, into benchmarks/results; it wants at least
+``plush`` and ``speed``. Results: training-h200.json and training-h200-ablation.json, by the GPU's name;
+training-h100.json is of 2026-11-23 and of commit 8d00c80.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
 
+from benchmarks import gpus  # noqa: E402
 from benchmarks.baseline_gsplat import OUT  # noqa: E402
 from benchmarks.recording import RESULTS, commit, read_result, write_json, write_result  # noqa: E402
-from benchmarks.training_floor import BANDWIDTH, against_floor, totals  # noqa: E402
+from benchmarks.training_floor import against_floor, floor_us  # noqa: E402
 from benchmarks.training_report import ablation_table, baselines, parts_table, report, rows_table, wanted_table  # noqa: E402
 from benchmarks.trainings import ON_GPU, SEED, ablate, figures_of, full_steps, train  # noqa: E402
 from job import Job, JobKind  # noqa: E402
@@ -55,7 +56,7 @@ from train.exposure import UNIT, measure  # noqa: E402
 from train.presets import Preset  # noqa: E402
 from train.trainer import Trainer  # noqa: E402
 
-NAME, ABLATION_NAME = "training-h100", "training-h100-ablation"
+NAME, ABLATION = "training-gpu", "-ablation"  # of the files in OUT; in benchmarks/results by the GPU
 SEEDS = (1, 2, 3)
 SPEED_STEPS, PROFILED_STEPS = 420, 42
 LONGEST = 16  # kernels that the result names
@@ -156,7 +157,7 @@ class Bench:
             show(rows, baseline, figures)
 
     def ablation(self, names: list[str], resume: bool = False) -> None:
-        done = read_result(ABLATION_NAME, self.out).get("figures", {}) if resume else {}
+        done = read_result(NAME + ABLATION, self.out).get("figures", {}) if resume else {}
         for name in names:
             for scene_name, scene in self.scenes.items():
                 if name in done.get(scene_name, {}):
@@ -164,11 +165,11 @@ class Bench:
                 photos = self.photos(scene_name, self.plan.ablation.long_side, False)
                 self.warm_up(scene, photos, self.plan.ablation)
                 row = ablate(scene, photos, name, self.plan.ablation, self.plan.gpu)
-                table = read_result(ABLATION_NAME, self.out).get("figures", {})
+                table = read_result(NAME + ABLATION, self.out).get("figures", {})
                 table.setdefault(scene_name, {})[name] = self.stamped(row)
                 print(scene_name, name)
-                self.keep(ABLATION_NAME, table, {}, " --ablation")
-        print(ablation_table(read_result(ABLATION_NAME, self.out).get("figures", {})))
+                self.keep(NAME + ABLATION, table, {}, " --ablation")
+        print(ablation_table(read_result(NAME + ABLATION, self.out).get("figures", {})))
 
     def keep(self, name: str, figures: dict[str, Any], details: dict[str, Any], option: str) -> None:
         scenes = " ".join(f"{scene}=SFM_FOLDER" for scene in self.scenes)
@@ -263,8 +264,8 @@ class Bench:
             "image": [view.width, view.height],
             "kernels_us": {name[:60]: round(us, 1) for name, us in longest},
             "all_kernels_us": round(sum(kernels.values()), 1),
-            "parts": against_floor(kernels) if kernels else {},
-            "floor_us": round(totals()[1] / BANDWIDTH["H100"] * 1e6, 1),
+            "parts": against_floor(kernels, gpus.model_of(self.device)) if kernels else {},
+            "floor_us": floor_us(gpus.model_of(self.device)) if kernels else 0.0,
         }
 
     def measure_sizes(self) -> dict[str, Any]:
@@ -308,20 +309,27 @@ def profiled(work: Callable[[], Any]) -> dict[str, float]:
 
 def adopt(folders: list[Path], into: Path = RESULTS) -> None:
     """Take the rows of other folders into ``into``. Raises SystemExit where the main ones are missing."""
-    results = [read_result(NAME, folder) for folder in (into, *folders)]
+    found = [read_result(NAME, folder) for folder in folders]
+    names = {gpus.result_name(result["machine"]) for result in found if result}
+    if len(names) != 1:
+        sys.exit(f"error: the results are of {len(names)} kinds of device; adopt those of one")
+    (name,) = names
+    results = [read_result(name, into), *found]
     rows = merged([result.get("rows", {}) for result in results])
     baseline = merged([results[0].get("baselines", {}), *map(baselines, folders)])
-    lacking = [name for name in ("plush", "speed") if name not in rows]
+    lacking = [row for row in ("plush", "speed") if row not in rows]
     if lacking:
         sys.exit(f"error: without the rows {' and '.join(lacking)} the result would lose figures that it has now")
     figures, details = report(rows, baseline)
     newest = [result for result in results if result][-1]
-    write_json(into / f"{NAME}.json", {**newest, "figures": figures, "rows": rows, **details})
-    ablations = [found for folder in (into, *folders) if (found := read_result(ABLATION_NAME, folder))]
+    write_json(into / f"{name}.json", {**newest, "name": name, "figures": figures, "rows": rows, **details})
+    ablations = [read_result(name + ABLATION, into), *(read_result(NAME + ABLATION, folder) for folder in folders)]
+    ablations = [result for result in ablations if result]
     if ablations:
-        scenes = {scene for found in ablations for scene in found["figures"]}
-        table = {scene: merged([found["figures"].get(scene, {}) for found in ablations]) for scene in sorted(scenes)}
-        write_json(into / f"{ABLATION_NAME}.json", {**ablations[-1], "figures": table})
+        scenes = {scene for result in ablations for scene in result["figures"]}
+        table = {scene: merged([result["figures"].get(scene, {}) for result in ablations]) for scene in sorted(scenes)}
+        write_json(into / f"{name}{ABLATION}.json", {**ablations[-1], "name": name + ABLATION, "figures": table})
+        print(ablation_table(table))
     show(rows, baseline, figures)
 
 

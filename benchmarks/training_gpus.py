@@ -3,7 +3,8 @@
     python benchmarks/training_gpus.py SFM_FOLDER [--gpus N] [--gaussians 300000] [--long-side 1600]
 
 The model begins with the sparse points and grows to so many Gaussians at once. A step has one photo a GPU, at full
-resolution: what several GPUs save is time by photo. Prints a JSON line for each number of GPUs; keeps nothing.
+resolution: what several GPUs save is time by photo. Prints a JSON line for each number of GPUs.
+Results: benchmarks/results/training-gpus.json.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
 
+from benchmarks.recording import RESULTS, write_result  # noqa: E402
 from splat.cameras import read_scene  # noqa: E402
 from splat.model import Gaussians  # noqa: E402
 from train import device, presets  # noqa: E402
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, help="all when it is missing")
     parser.add_argument("--gaussians", type=int, default=300_000)
     parser.add_argument("--long-side", type=int, default=1600)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if not gpu_available():
         sys.exit("error: no CUDA device, or no torch and gsplat: install spaceport[gpu] on a machine with GPUs")
@@ -44,10 +47,19 @@ def main() -> None:
     photos = load_dataset(scene, arguments.long_side, with_validation=False).train
     start = initial_gaussians(scene, arguments.gaussians, np.random.default_rng(SEED))
     extent = scene_extent([photo.view for photo in photos])
+    runs = []
     for gpus in range(1, device.count(arguments.gpus) + 1):
         engine = open_engine(photos, arguments.gaussians, SH_DEGREE, SEED, gpu=True, gpus=gpus)
-        print(json.dumps({"gpus": gpus, "device": engine.device} | measured(engine, start, len(photos), extent)))
+        runs.append({"gpus": gpus, "device": engine.device} | measured(engine, start, len(photos), extent))
+        print(json.dumps(runs[-1]), flush=True)
+        versions = {name: version for name, version in engine.versions().items() if name in ("torch", "cuda", "gsplat")}
         del engine
+    size = f"--gaussians {arguments.gaussians} --long-side {arguments.long_side}"
+    command = f"python benchmarks/training_gpus.py SFM_FOLDER {size}"
+    figures = {f"ms_per_photo_{run['gpus']}_gpus": run["ms_per_photo"] for run in runs}
+    figures["times_faster"] = round(runs[0]["ms_per_photo"] / runs[-1]["ms_per_photo"], 2)
+    machine, details = runs[-1]["device"], {"runs": runs}
+    write_result("training-gpus", figures, command, folder=arguments.out, machine=machine, details=details, **versions)
 
 
 def measured(engine: Engine, start: Gaussians, photos: int, extent: float) -> dict[str, Any]:
@@ -55,7 +67,7 @@ def measured(engine: Engine, start: Gaussians, photos: int, extent: float) -> di
     engine.load(start)
     rng, rates = np.random.default_rng(SEED), presets.GPU["high"].schedule.rates(PROGRESS, extent)
     while engine.count() < engine.capacity:
-        refine(engine, rng, growth=1.0, grow=True)
+        refine(engine, rng, growth=1.0)
 
     def steps(count: int) -> float:
         """Takes them, waits for the device, and returns the mean loss."""

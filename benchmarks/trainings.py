@@ -65,8 +65,8 @@ ABLATION: dict[str, Callable[[Preset], Preset]] = {
     "half the cap": capped(0.5),
     "twice the cap": capped(2.0),
 }
-# The presets of the GPU begin without scores and points in gaps, with all SH bands and with the lower rates; those of the
-# CPU the other way round.
+# The presets of the GPU begin without scores and points in gaps, with all SH bands and with the lower rates; those of
+# the CPU the other way round.
 CHANGES_CPU = ("split by opacity alone", "sparse points only", "all SH bands from the start", "lower rates")
 CHANGES_GPU = (
     "SH bands one after the other",

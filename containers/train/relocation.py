@@ -37,10 +37,15 @@ def split_values(opacity: NDArray, copies: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def refine(
-    engine: Engine, rng: np.random.Generator, growth: float, grow: bool, weights: NDArray | None = None
+    engine: Engine,
+    rng: np.random.Generator,
+    growth: float,
+    weights: NDArray | None = None,
+    most: int | None = None,
 ) -> tuple[int, int]:
-    """Relocate the dead, then grow by the fraction ``growth`` up to the engine's capacity; returns both numbers.
+    """Relocate the dead, then grow by the fraction ``growth``; returns both numbers.
 
+    There are never more Gaussians than the engine's capacity, nor new ones where there are ``most`` already.
     ``weights`` [N]: how likely a Gaussian is to be split; its opacity when they are missing or all zero.
     """
     opacity = engine.opacities().astype(np.float64)
@@ -51,7 +56,8 @@ def refine(
     if len(dead):
         _split(engine, _draw(rng, alive, opacity, weights, len(dead)), dead, opacity, rest_sources=True)
     n = engine.count()
-    added = min(engine.capacity, int(n * (1 + growth))) - n if grow else 0
+    most = engine.capacity if most is None else min(most, engine.capacity)
+    added = min(most, int(n * (1 + growth))) - n
     if added > 0:
         opacity = engine.opacities().astype(np.float64)
         _split(

@@ -179,7 +179,15 @@ class Trainer:
         at.iteration += views
         self._unchecked += views
         if at.iteration % schedule.refine_every < views and progress < schedule.refine_until:
-            refine(self.engine, self.rng, schedule.growth, grow=True, weights=self._blame(progress, sh_degree))
+            weights, most = self._blame(progress, sh_degree), self._most(progress)
+            refine(self.engine, self.rng, schedule.growth, weights, most)
+
+    def _most(self, progress: float) -> int:
+        """Gaussians that photos of this resolution can hold in place."""
+        level, photos, view = self._level(progress), len(self.data.train), self.data.train[0].view
+        if level == 1 or not self.preset.schedule.pixels_each:
+            return self.engine.capacity
+        return int(photos * view.width * view.height / level**2 / self.preset.schedule.pixels_each)
 
     def _next_photo(self) -> int:
         if not self.at.order:

@@ -234,7 +234,7 @@ def test_several_gpus_train_render_and_resume_as_one_does():
         several.step([(i * count + k) % 4 for k in range(count)], (4, 2, 1)[i // 34], 1, Schedule().rates(i / 100, 1.0))
     assert error(several) > before + 3
     assert several.is_finite() and 0 < several.mean_loss() < 1
-    refine(several, np.random.default_rng(1), 0.1, grow=True)
+    refine(several, np.random.default_rng(1), 0.1)
     one.restore(several.state())
     assert one.count() == several.count() == 770
     for name in FIELDS:

@@ -162,7 +162,7 @@ def seen_and_refined(engine):
         for values in (engine.render(PHOTOS[1].view, DEGREE), engine.log_scales(), engine.opacities())
     ]
     read.append(engine.blame(2, 2, DEGREE))
-    moved, added = refine(engine, np.random.default_rng(5), 0.2, grow=True)
+    moved, added = refine(engine, np.random.default_rng(5), 0.2)
     assert moved > 5 and added > 5
     return read, engine.state(), engine.count()
 

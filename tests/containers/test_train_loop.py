@@ -127,6 +127,19 @@ def test_without_a_stop_rule_a_benchmark_trains_all_photos_but_the_test_photos()
     assert data == Dataset([i for i in range(16) if i % 8], [], [0, 8])
 
 
+def test_shrunk_photos_hold_fewer_gaussians(tmp_path, monkeypatch):
+    """12 training photos of 12x12 pixels: 108 pixels at a quarter, 432 at a half of their sides."""
+    asked = {}
+    monkeypatch.setattr(trainer, "refine", lambda *arguments: asked.setdefault(level[0], set()).add(arguments[-1]))
+    level = [0]
+    schedule = replace(presets.CPU["draft"].schedule, pixels_each=9.0, refine_every=10)
+    made = make_trainer(tmp_path, make_data(train=12), max_iterations=400, stop_on_plateau=False, schedule=schedule)
+    made.engine.capacity = 1_000
+    made.engine.step = lambda photos, now, *rest: level.__setitem__(0, now)
+    made.run()
+    assert asked == {4: {12}, 2: {48}, 1: {1_000}}
+
+
 def test_validation_photos_join_at_the_cool_down_and_test_photos_never(tmp_path):
     made = make_trainer(tmp_path, make_data())
     made.run()

@@ -60,12 +60,14 @@ def test_dead_gaussians_move_to_opaque_ones_and_growth_stops_at_the_cap():
     engine = make_engine(capacity=230, n=200)
     dead = engine.opacities() <= DEAD_OPACITY
     assert dead.any()
-    moved, added = refine(engine, np.random.default_rng(1), growth=0.1, grow=True)
-    assert (moved, added) == (dead.sum(), 20)
+    assert refine(engine, np.random.default_rng(1), growth=0.1, most=100) == (dead.sum(), 0)  # nothing is taken away
+    assert engine.count() == 200
+    assert refine(engine, np.random.default_rng(1), growth=0.1, most=210)[1] == 10
+    assert refine(engine, np.random.default_rng(1), growth=0.05)[1] == 10
     assert engine.count() == 220
     assert (engine.opacities() > DEAD_OPACITY * 0.99).all()
     for _ in range(5):
-        refine(engine, np.random.default_rng(2), growth=0.1, grow=True)
+        refine(engine, np.random.default_rng(2), growth=0.1)
     assert engine.count() == 230 == len(engine.gaussians())
 
 
@@ -76,7 +78,7 @@ def test_growth_alone_hardly_changes_the_image():
     live = engine.gaussians()
     engine.load(live.select(live.opacity_logits > -4))
     before = engine.render(view, 1)
-    refine(engine, np.random.default_rng(3), growth=0.2, grow=True)
+    refine(engine, np.random.default_rng(3), growth=0.2)
     assert np.abs(engine.render(view, 1) - before).mean() < 0.01
     assert before.std() > 0.05
 
@@ -86,7 +88,7 @@ def test_a_model_without_any_live_gaussian_is_left_alone():
     gaussians = engine.gaussians()
     gaussians.opacity_logits[:] = -9
     engine.load(gaussians)
-    assert refine(engine, np.random.default_rng(0), 0.1, grow=True) == (0, 0)
+    assert refine(engine, np.random.default_rng(0), 0.1) == (0, 0)
 
 
 # ------------------------------------------------------------------ optimiser
@@ -229,7 +231,7 @@ def test_an_engine_goes_on_exactly_from_its_state(tmp_path):
     one, two = make_engine(150, 100), make_engine(150, 10)
     for _ in range(3):
         one.step([0], 1, 1, rates)
-    refine(one, np.random.default_rng(0), 0.2, grow=True)
+    refine(one, np.random.default_rng(0), 0.2)
     checkpoint.save(tmp_path, one.state(), {"note": 5})
     saved = checkpoint.load(tmp_path)
     assert saved is not None
@@ -267,7 +269,7 @@ def test_splits_go_where_the_weights_are():
     engine.load(live)
     weights = np.zeros(200, np.float32)
     weights[[7, 50]] = 1, 3
-    refine(engine, np.random.default_rng(0), growth=0.2, grow=True, weights=weights)
+    refine(engine, np.random.default_rng(0), growth=0.2, weights=weights)
     new = engine.gaussians().means[200:]
     of = [int(np.abs(live.means - mean).sum(axis=1).argmin()) for mean in new]
     assert set(of) == {7, 50} and 20 < of.count(50) < 38

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import preset_times, training_floor, training_gpu, training_report, trainings
-from benchmarks.training_gpu import ABLATION_NAME, NAME, Bench, Plan, Row
+from benchmarks import gpus, preset_times, training_floor, training_gpu, training_report, trainings
+from benchmarks.training_gpu import ABLATION, NAME, Bench, Plan, Row
 from splat.model import read_ply
 from tests.containers.test_train_stage import write_scene
 from train import presets
@@ -88,9 +88,27 @@ def test_ratios_against_the_baseline(measured):
     assert figures["plush_psnr_gain"] == pytest.approx(rows["plush"]["psnr"] - 20, abs=1e-6)
     gain = rows["plush compensated"]["psnr_raw"] - 20
     assert figures["plush_compensated_psnr_gain"] == pytest.approx(gain, abs=1e-6)
-    assert figures["size_ratio_ply"] == pytest.approx(94_400_000 / rows["plush"]["ply_bytes"], abs=0.01)
+    assert figures["plush_size_ratio_ply"] == pytest.approx(94_400_000 / rows["plush"]["ply_bytes"], abs=0.01)
     sog = rows["sizes"]["files"]["plush"]["sog_bytes"]
-    assert figures["size_ratio_sog"] == pytest.approx(94_400_000 / sog, abs=0.1)
+    assert figures["plush_size_ratio_sog"] == pytest.approx(94_400_000 / sog, abs=0.1)
+
+
+def test_sizes_are_compared_where_nothing_is_lost():
+    """plush: of two models that are better the smaller; the smallest has lost SSIM. caliterra has less to show."""
+    row = {"seconds": 10.0, "psnr": 21.0, "psnr_raw": 21.0, "psnr_fitted": 21.0, "gaussians": 1, "runs": []}
+    rows = {
+        "plush": row | {"ssim": 0.6, "ply_bytes": 20_000_000},
+        "plush 100k": row | {"ssim": 0.6, "ply_bytes": 10_000_000},
+        "plush compensated": row | {"ssim": 0.4, "ply_bytes": 5_000_000},
+        "caliterra": row | {"ssim": 0.6, "ply_bytes": 11_800_000},
+    }
+    files = {"plush 100k": {"sog_bytes": 1_000_000}, "caliterra": {"sog_bytes": 1_000_000}}
+    rows["sizes"] = {"files": files}
+    figures, _ = training_report.report(rows, {"plush": BASELINE, "caliterra": BASELINE})
+    assert figures["size_ratio_ply"] == pytest.approx(94.4 / 11.8, abs=0.01)
+    assert figures["size_ratio_sog"] == 94.4
+    figures, _ = training_report.report(rows, {"plush": BASELINE})
+    assert figures["size_ratio_ply"] == pytest.approx(94.4 / 10, abs=0.01)
 
 
 def test_tables_say_what_is_met(measured):
@@ -106,11 +124,11 @@ def test_tables_say_what_is_met(measured):
 def test_ablation_is_kept_row_by_row(sfm, tmp_path):
     bench = Bench({"plush": sfm, "other": sfm}, tmp_path, PLAN)
     bench.ablation(["plain"])
-    stamp = (tmp_path / f"{ABLATION_NAME}.json").stat().st_mtime_ns
+    stamp = (tmp_path / f"{NAME}{ABLATION}.json").stat().st_mtime_ns
     bench.ablation(["plain"], resume=True)
-    assert (tmp_path / f"{ABLATION_NAME}.json").stat().st_mtime_ns == stamp  # nothing was measured again
+    assert (tmp_path / f"{NAME}{ABLATION}.json").stat().st_mtime_ns == stamp  # nothing was measured again
     bench.ablation(["plain", "no SH bands"], resume=True)
-    table = json.loads((tmp_path / f"{ABLATION_NAME}.json").read_text())["figures"]
+    table = json.loads((tmp_path / f"{NAME}{ABLATION}.json").read_text())["figures"]
     assert list(table) == ["plush", "other"]
     for rows in table.values():
         assert list(rows) == ["plain", "no SH bands"]
@@ -125,21 +143,36 @@ def test_ablation_is_kept_row_by_row(sfm, tmp_path):
 
 
 def test_adopting_merges_folders_and_loses_nothing(measured, sfm, tmp_path):
-    old = {"name": NAME, "date": "2026-11-23", "figures": {"plush_psnr": 1.0}, "runs": [], "speed": {"old": True}}
-    into, part = tmp_path / "results", tmp_path / "part"
+    machine = json.loads((measured / f"{NAME}.json").read_text())["machine"]
+    name = gpus.result_name(machine)
+    old = {"name": name, "date": "2026-11-23", "figures": {"plush_psnr": 1.0}, "runs": [], "speed": {"old": True}}
+    into, part, other = tmp_path / "results", tmp_path / "part", tmp_path / "other"
     into.mkdir()
-    (into / f"{NAME}.json").write_text(json.dumps(old))
+    (into / f"{name}.json").write_text(json.dumps(old))
     Bench({"caliterra": sfm}, part, PLAN).quality(["caliterra"])
     with pytest.raises(SystemExit, match="plush and speed"):
         training_gpu.adopt([part], into)
-    assert json.loads((into / f"{NAME}.json").read_text()) == old
+    other.mkdir()
+    (other / f"{NAME}.json").write_text(json.dumps({"machine": "NVIDIA L4", "rows": {}}))
+    with pytest.raises(SystemExit, match="2 kinds of device"):
+        training_gpu.adopt([measured, other], into)
+    assert json.loads((into / f"{name}.json").read_text()) == old
     training_gpu.adopt([measured, part], into)
-    result = json.loads((into / f"{NAME}.json").read_text())
+    result = json.loads((into / f"{name}.json").read_text())
+    assert result["name"] == name and result["machine"] == machine
     assert set(result["rows"]) == {"plush", "plush compensated", "speed", "sizes", "caliterra"}
     assert result["speed"]["gaussians"] == 300 and result["figures"]["caliterra_psnr"] > 10
     assert result["figures"]["plush_time_ratio"] > 0  # the baseline came along
     training_gpu.adopt([part], into)  # what was adopted stays
-    assert "plush" in json.loads((into / f"{NAME}.json").read_text())["rows"]
+    assert "plush" in json.loads((into / f"{name}.json").read_text())["rows"]
+
+
+def test_gpus_are_named_as_their_makers_name_them():
+    for device, name in (("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H200", "H200"), ("Tesla T4", "T4")):
+        assert gpus.model_of(device) == name and name in gpus.GPUS
+    assert gpus.result_name("NVIDIA H200") == "training-h200"
+    model, result = gpus.newest()
+    assert gpus.model_of(result["machine"]) == model and result["speed"]["ms_per_iteration"] > 0
 
 
 @pytest.mark.parametrize(
@@ -162,7 +195,7 @@ def test_every_byte_of_a_step_belongs_to_one_kernel():
         "void gsplat::projection_ewa_3dgs_fused_bwd_kernel<float>(uns": 44.5,
         "void at::native::vectorized_elementwise_kernel<4, at::native": 29.4,
     }
-    parts = training_floor.against_floor(kernels)
+    parts = training_floor.against_floor(kernels, "H100")
     assert parts["blend, forward and backward"]["us"] == pytest.approx(1344.8 + 592.0)
     assert parts["tile lists (gsplat)"]["us"] == pytest.approx(110.1 + 50.4)
     assert parts["projection backward (gsplat)"]["us"] == 44.5
@@ -177,9 +210,11 @@ def test_computed_times_stand_beside_measured_ones():
     speed = {"kernels_us": {"blend": 2000.0}, "all_kernels_us": 3000.0, "gaussians": 300_000, "image": [1200, 900]}
     schedule = replace(presets.GPU["draft"].schedule, half_from=0.0, full_from=0.0)
     preset = replace(presets.GPU["draft"], max_gaussians=150_000, schedule=schedule)
-    assert preset_times.milliseconds(speed, preset, "H100") == pytest.approx(2.5)
+    assert preset_times.milliseconds(speed, "H100", preset, "H100") == pytest.approx(2.5)
+    bandwidth = gpus.GPUS["H200"].bandwidth / gpus.GPUS["H100"].bandwidth
+    assert preset_times.milliseconds(speed, "H200", preset, "H100") == pytest.approx(2.0 + 0.5 * bandwidth)
     rows = {"high": {"ms_per_iteration": 4.0, "seconds": 70.1}}
-    figures = preset_times.times({"speed": speed, "rows": rows})
+    figures = preset_times.times("H100", {"speed": speed, "rows": rows})
     assert figures["high_h100_measured_s"] == 70.1
     computed = figures["high_h100_ms_per_iteration"]
     assert figures["high_h100_computed_over_measured"] == pytest.approx(computed / 4.0, abs=0.01)
