@@ -212,6 +212,8 @@ class Engine:
         assert self.work_dir is not None
         for file in sorted((self.work_dir / "executions").glob("*.jsonl")):
             journal = self._watched(FileJournal(file))
+            if not journal.read():
+                continue  # ended before its first record: nobody was told of this execution, it will be started again
             arn = self.step_functions.resume(journal)
             self._renew_heartbeats(arn, journal)
         self.sagemaker.resume()

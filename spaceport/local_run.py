@@ -232,20 +232,22 @@ class _Run:
         """Store the photos under uploads/<scene>/, then job.json, which starts the job.
 
         Only job.json makes an event. A thousand events for photos would be a thousand calls of `ingest`, and those that
-        arrive after the short quiet period would each begin another job for the same scene.
+        arrive after the short quiet period would each begin another job for the same scene. The event lives in memory:
+        whoever ends before the execution is on the disk takes it along, so job.json is stored again as long as there is
+        no execution. `ingest` joins the upload that the lost event may have opened.
         """
-        if self.plan["uploaded"]:
+        if _newest(engine):
             return
         prefix = f"uploads/{self.plan['scene']}/"
-        photos = Path(self.plan["photos"])
-        for path, name in self._photos(photos):
-            if _stop_requested.is_set():
-                return
-            if not engine.storage.exists(engine.bucket, prefix + name):
-                engine.storage.put_file(engine.bucket, prefix + name, path, tell=False)
+        if not self.plan["uploaded"]:
+            for path, name in self._photos(Path(self.plan["photos"])):
+                if _stop_requested.is_set():
+                    return
+                if not engine.storage.exists(engine.bucket, prefix + name):
+                    engine.storage.put_file(engine.bucket, prefix + name, path, tell=False)
+            self._note(uploaded=True)
         job = {**self.plan["options"], "ready": True}
         engine.storage.put_bytes(engine.bucket, prefix + "job.json", json.dumps(job).encode())
-        self._note(uploaded=True)
 
     def _photos(self, photos: Path) -> Iterator[tuple[Path, str]]:
         """Files with their names below the folder; hidden ones and the output folder are left out. Or the archive."""

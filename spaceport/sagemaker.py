@@ -390,8 +390,9 @@ class SageMaker:
     def resume(self) -> None:
         """Take over the jobs of an earlier engine.
 
-        A training job in progress starts again from its checkpoint, as after a spot interruption; a processing job
-        fails with InternalServerError. The last event of ended jobs is sent again, because it may not have been
+        A job in progress starts again under its name, a training from its checkpoint as after a spot interruption. That
+        the user's machine was switched off is no fault of the job: a failure would use up the retries of its state, and
+        let the user wait until they are due. The last event of ended jobs is sent again, because it may not have been
         delivered.
         """
         assert self.records_dir is not None
@@ -409,8 +410,7 @@ class SageMaker:
         elif record.status == "Stopping":
             self._finish(record, "Stopped", "Stopped")
         elif record.kind == "processing":
-            reason = "InternalServerError: We encountered an internal error. Please try again."
-            self._finish(record, "Failed", "Failed", reason)
+            self._begin(record)
         else:
             with self.lock:
                 self._change(record, "InProgress", "Interrupted", "Training job was interrupted")

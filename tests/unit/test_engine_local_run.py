@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from spaceport import local_run
+from spaceport.engine import Engine
 from spaceport.job_runner import ProcessRunner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +24,7 @@ RUN = """
 import sys
 from pathlib import Path
 from spaceport import local_run
+from spaceport.engine import Engine
 from spaceport.job_runner import ProcessRunner
 stages, photos, out, iterations = sys.argv[1:]
 runner = ProcessRunner(Path(stages))
@@ -37,6 +39,8 @@ photos = sorted(p for p in (root / "processing/input/photos").rglob("*") if p.is
 progress = root / "processing/progress/progress.json"
 progress.write_text('{"stage": "sfm", "step": 1, "total": 2, "unit": "photos", "message": "", "eta_s": 1.0}')
 mode = os.environ.get("SPACEPORT_OPTION_MATCHER")
+while mode == "spatial" and not os.path.exists(os.environ["GO_ON"]):
+    time.sleep(0.02)
 if mode == "sequential":
     (root / "output/message").write_text("TOO_FEW_MATCHES: The photos do not overlap. Take more photos.")
     raise SystemExit(1)
@@ -275,6 +279,66 @@ def test_stop_saves_a_checkpoint_and_resume_goes_on(stages, photos, tmp_path):
     outcome = local_run.resume(out, lambda e: None, runner=ProcessRunner(stages))
     assert outcome.status == "SUCCEEDED"
     assert json.loads((out / "scene.ply").read_text())["first"] >= 20
+
+
+def test_any_number_of_stops_in_a_processing_job_uses_up_no_retry(stages, photos, tmp_path, monkeypatch):
+    """Five: one more than the state machine would try again, each time after a longer wait."""
+    out, go_on = tmp_path / "out", tmp_path / "go-on"
+    monkeypatch.setenv("GO_ON", str(go_on))
+    runner = ProcessRunner(stages)
+
+    def stop_in_sfm(event):
+        if event["type"] == "progress":
+            local_run.stop()
+
+    assert local_run.run(photos, out, {"matcher": "spatial"}, stop_in_sfm, runner=runner).status == "STOPPED"
+    for _ in range(4):
+        assert local_run.resume(out, stop_in_sfm, runner=runner).status == "STOPPED"
+    go_on.touch()
+    events = []
+    outcome = local_run.resume(out, events.append, runner=runner)
+    assert outcome.status == "SUCCEEDED", outcome
+    journal = "".join(p.read_text() for p in (out / ".spaceport/executions").glob("*.jsonl"))
+    assert "-sfm-0" in journal and "-sfm-1" not in journal
+    assert "SfM" not in states(events, "state_entered"), "the state was entered once, in the first run"
+
+
+def test_stop_before_the_execution_starts_then_resume(stages, photos, tmp_path, monkeypatch):
+    """The event of job.json is in memory alone, and goes with the process."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "_deliver", lambda *arguments: local_run.stop())
+        outcome = local_run.run(photos, out, {}, lambda event: None, runner=ProcessRunner(stages))
+    assert outcome.status == "STOPPED"
+    resume_to_the_end(out, stages)
+
+
+@pytest.mark.parametrize(
+    ("place", "left"),
+    [("Engine._deliver = die", []), ("FileJournal.append = lambda self, record: (self._open(), die())", [0])],
+    ids=["before the event is delivered", "before the first record of the journal"],
+)  # fmt: skip
+def test_kill_9_before_the_execution_starts_then_resume(stages, photos, tmp_path, place, left):
+    out = tmp_path / "out"
+    imports = "import os\nfrom spaceport.engine import Engine\nfrom spaceport.journal import FileJournal\n"
+    program = f"{imports}die = lambda *a: os.kill(os.getpid(), 9)\n{place}\n{RUN}"
+    command = [sys.executable, "-c", program, stages, photos, out, "100"]
+    process = subprocess.run(command, cwd=ROOT, timeout=120, check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert [file.stat().st_size for file in (out / ".spaceport").glob("executions/*")] == left
+    (photos / "IMG 001.jpg").unlink()  # what is uploaded is not read again
+    resume_to_the_end(out, stages)
+    assert len(list((out / ".spaceport").glob("objects/*/uploads/my-house/**/*.jpg"))) == 9
+
+
+def resume_to_the_end(out, stages):
+    """Resume, which must not wait for ever: a watch stops it after a minute, and then it is not SUCCEEDED."""
+    watch = threading.Timer(60, local_run.stop)
+    watch.start()
+    outcome = local_run.resume(out, lambda event: None, runner=ProcessRunner(stages))
+    watch.cancel()
+    assert outcome.status == "SUCCEEDED", outcome
+    assert len(list((out / ".spaceport/executions").iterdir())) == len(mails(out)) == 1
 
 
 def test_jobs_can_work_on_another_file_system(stages, photos, tmp_path):

@@ -458,7 +458,7 @@ def test_list(virtual):
 
 
 def test_a_killed_engine_goes_on(tmp_path):
-    """Training restarts with its checkpoint, processing fails as a fault of SageMaker, ended jobs tell again."""
+    """Jobs restart under their names, training with its checkpoint; ended jobs tell again."""
     work = tmp_path / "work"
     work.mkdir()
     options = {"jobs_dir": work / "jobs", "records_dir": work / "records"}
@@ -472,6 +472,7 @@ def test_a_killed_engine_goes_on(tmp_path):
     first.clock.advance(5)
     first.player.runner.end("t-2")
     first.clock.advance(5)
+    (work / "jobs/p-1/ml/processing/output/half.bin").write_text("half")
     (work / "jobs/t-1/ml/checkpoints/c.bin").write_text("late")  # written after the last upload
     for running in first.player.running.values():
         running.ended.set()
@@ -481,14 +482,16 @@ def test_a_killed_engine_goes_on(tmp_path):
     second.storage.load()
     second.player.resume()
     second.clock.advance(1)
-    assert second.status("p-1") == "Failed"
-    assert second.describe("p-1")["FailureReason"].startswith("InternalServerError")
+    assert second.status("p-1") == "InProgress" and "p-1" in second.player.runner.started
+    assert (work / "jobs/p-1/ml/processing/input/photos/scene.json").read_text() == "{}"
+    assert not (work / "jobs/p-1/ml/processing/output/half.bin").exists(), "a new attempt finds a fresh tree"
+    second.player.runner.end("p-1")
     assert second.status("t-2") == "Completed" and "t-2" not in second.player.runner.started
     assert [d["TrainingJobStatus"] for _, d in second.events if d.get("TrainingJobName") == "t-2"] == ["Completed"]
     assert (work / "jobs/t-1/ml/checkpoints/c.bin").read_text() == "late"
     second.player.runner.end("t-1")
     second.clock.advance(1)
-    assert second.status("t-1") == "Completed"
+    assert second.status("t-1") == second.status("p-1") == "Completed"
     second.storage.close()
 
 
