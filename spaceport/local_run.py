@@ -250,19 +250,19 @@ class _Run:
         engine.storage.put_bytes(engine.bucket, prefix + "job.json", json.dumps(job).encode())
 
     def _photos(self, photos: Path) -> Iterator[tuple[Path, str]]:
-        """Files with their names below the folder; hidden ones and the output folder are left out. Or the archive."""
+        """Files with their names below the folder, without hidden ones and without our own. Or the archive.
+
+        Ours is the output folder when it lies inside ``photos``, else the mail in it: what an earlier run published is
+        removed when the next one begins.
+        """
         if is_archive(photos):
             yield photos, photos.name
             return
+        ours = self.out if self.out != photos and self.out.is_relative_to(photos) else self.out / "outbox"
         for path in sorted(photos.rglob("*")):
             name = path.relative_to(photos)
             hidden = any(part.startswith(".") for part in name.parts)
-            if (
-                path.is_file()
-                and not hidden
-                and not path.resolve().is_relative_to(self.out)
-                and str(name) != "job.json"
-            ):
+            if path.is_file() and not hidden and not path.resolve().is_relative_to(ours) and str(name) != "job.json":
                 yield path, name.as_posix()
 
     def _note(self, **changes: Any) -> None:
@@ -318,11 +318,27 @@ class _Run:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(engine.storage.read(engine.bucket, key))
         names = sorted((entry.name for entry in staging.iterdir()), key=lambda name: (name == "index.html", name))
+        self._spare_photos(engine, names)
         write_json(self.work / "published.json", names)
         for name in names:
             _remove(self.out / name)
             (staging / name).rename(self.out / name)
         staging.rmdir()
+
+    def _spare_photos(self, engine: Engine, names: list[str]) -> None:
+        """Photos are only read. Raises LocalRunError when a result would take the place of one."""
+        photos = Path(self.plan["photos"])
+        prefix = f"uploads/{self.plan['scene']}/"
+        for name in names:
+            target = self.out / name
+            inside = photos == self.out and any(
+                key == prefix + name or key.startswith(f"{prefix}{name}/")
+                for key in engine.storage.list(engine.bucket, prefix)
+            )
+            if target.exists() and (inside or photos.is_relative_to(target)):
+                raise LocalRunError(
+                    f"The result {name} would replace photos in {target}. Move them, then: spaceport resume {self.out}"
+                )
 
     def _outcome(self, engine: Engine, execution: dict[str, Any] | None, status: str) -> Outcome:
         execution = execution or _newest(engine)

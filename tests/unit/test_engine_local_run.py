@@ -154,6 +154,32 @@ def test_photos_keep_folders_and_hidden_files_stay_out(stages, photos, tmp_path)
     assert all(p.stat().st_nlink == 1 for p in before), "nothing a job does may reach the user's photos"
 
 
+@pytest.mark.parametrize("where", ["the folder above", "the same folder", "a folder in it"])
+def test_the_result_may_lie_above_beside_or_below_the_photos(stages, photos, tmp_path, where):
+    out = {"the folder above": photos.parent, "the same folder": photos, "a folder in it": photos / "more/out"}[where]
+    before = {p: p.read_bytes() for p in photos.rglob("*.jpg")}
+    for _ in range(2):  # the second time, the first result and its mail are there
+        outcome = local_run.run(photos, out, {}, lambda event: None, runner=ProcessRunner(stages))
+        assert outcome.status == "SUCCEEDED", outcome
+        (images,) = (out / ".spaceport/objects").glob("*/work/*/sfm/images")
+        assert sorted(p.name for p in images.iterdir()) == sorted(p.name for p in before)
+        uploads = (out / ".spaceport/objects").glob("*/uploads/my-house/**/*")
+        assert sorted(p.name for p in uploads if p.is_file()) == sorted([*(p.name for p in before), "job.json"])
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_a_result_never_replaces_photos(stages, photos, tmp_path):
+    inside = tmp_path / "out/viewer"
+    inside.parent.mkdir()
+    photos.rename(inside)
+    with pytest.raises(local_run.LocalRunError, match=r"result viewer would replace photos in .*out/viewer"):
+        local_run.run(inside, tmp_path / "out", {}, lambda event: None, runner=ProcessRunner(stages))
+    assert len(list(inside.rglob("*.jpg"))) == 9
+    inside.rename(photos)
+    outcome = local_run.resume(tmp_path / "out", lambda event: None, runner=ProcessRunner(stages))
+    assert outcome.status == "SUCCEEDED" and (inside / "viewer.js").is_file()
+
+
 @pytest.mark.parametrize("packed", ["alone", "in the folder"])
 def test_an_archive_is_used_like_its_photos(stages, photos, tmp_path, packed):
     files = sorted(path for path in photos.rglob("*") if path.is_file())
