@@ -165,21 +165,24 @@ def follow(start: Any, out: Path, open_page: bool) -> None:
         stopping.append(number)
         local_run.stop()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
+    # Only while it runs: what comes after, the server of --open, ends at the first Ctrl-C like any program.
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with Display(console) as display:
             outcome = start(display)
     except local_run.LocalRunError as error:
         console.print(f"[red]{error}[/]")
         raise typer.Exit(2) from error
-    if stopping:
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if outcome.status == "STOPPED":
         console.print(f"Stopped. Go on with: spaceport resume {out}")
         raise typer.Exit(INTERRUPTED_EXIT_STATUS)
     report(outcome, out)
     if outcome.status != "SUCCEEDED":
         raise typer.Exit(1)
-    if open_page:
+    if open_page and not stopping:
         view.show(out)
 
 
