@@ -41,6 +41,7 @@ from spaceport.storage import Storage
 from spaceport.template import ACCOUNT_ID, REGION, Function, Stack, Target, load_stack
 
 ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE = ROOT / "template.yaml"
 LAMBDA_INVOKE = "arn:aws:states:::lambda:invoke"
 OPTIMIZED = {"dynamodb": "DynamoDB", "sns": "SNS", "events": "EventBridge"}  # service: prefix of its error names
 Listener = Callable[[dict[str, Any]], None]
@@ -56,7 +57,7 @@ class Engine:
         clock: Clock,
         listener: Listener = lambda event: None,
         *,
-        template: Path = ROOT / "template.yaml",
+        template: Path = TEMPLATE,
         runner: Runner | None = None,
         jobs_dir: Path | None = None,
         outbox: Path | None = None,

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from spaceport.clock import RealClock
-from spaceport.engine import Engine
+from spaceport.engine import TEMPLATE, Engine
 from spaceport.storage import write_json
+from spaceport.template import load_stack
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -200,7 +201,9 @@ class _Run:
             engine.close()
 
     def _engine(self, clock: RealClock, take_over: bool) -> Engine:
-        objects = self.work / "objects" / "spaceport-bucket-123456789012" / "results"
+        # The result's address names the bucket, whose name only the template knows, and is a parameter of the template.
+        bucket = load_stack(self.engine_options.get("template", TEMPLATE), PARAMETERS).buckets[0].name
+        objects = self.work / "objects" / bucket / "results"
         parameters = {**PARAMETERS, "ResultBaseUrl": objects.as_uri()}
         jobs_dir = self.plan["jobs_dir"]
         return Engine(

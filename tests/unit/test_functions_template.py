@@ -11,6 +11,8 @@ from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 
 import settings as settings_module
+from spaceport.intrinsics import ARN_FORMATS
+from spaceport.template import load_stack
 from tests.unit.fn_cloud import EVENTS, ROOT, environment, load_event, load_template, resolve
 
 FUNCTIONS = ROOT / "functions"
@@ -143,31 +145,78 @@ def test_functions_import_no_other_part_and_nothing_heavy():
                 assert top in allowed | own | sys.stdlib_module_names, f"{file.name} imports {name}"
 
 
-def test_names_of_resources_are_written_in_the_template_alone():
-    """Neither ARNs nor names nor values of the environment are repeated elsewhere."""
+# Where the program reads the template itself, or has the word for another reason. Each must occur: a test says so.
+REPEATED = {
+    "deploy/limits.py": {"StartJobFunction", "CheckStatusFunction"},  # reads their timeouts and schedule
+    "containers/sfm/photos.py": {"MIN_PHOTOS"},  # the stage's own floor, for photos that turn out to be unusable
+    "functions/prices.py": {"ml.c6i.2xlarge", "ml.c6i.4xlarge", "ml.g4dn.xlarge"},  # the price list, by instance type
+}
+# Formats in braces name no resource: where ARNs are made, the embedded engine takes CloudFormation's part.
+ARNS_OF_NO_RESOURCE = {
+    "spaceport/asl_definition.py": {"arn:aws:states:::…"},
+    "spaceport/asl_tasks.py": {"arn:aws:states:::lambda:invoke``"},
+    "spaceport/engine.py": {
+        *("arn:aws:states:::", "arn:aws:states:::lambda:invoke", "arn:aws:states:::dynamodb:updateItem."),
+        "arn:aws:s3:::{bucket}",
+    },
+    "spaceport/intrinsics.py": {
+        "arn:aws:cloudformation:{region}:{account_id}:stack/{stack_name}/local",
+        *(form for form in ARN_FORMATS.values() if form.startswith("arn:aws:")),
+    },
+    "spaceport/sagemaker.py": {
+        "arn:aws:sagemaker:{self.storage.region}:{self.storage.account_id}:{kind}-job/{name}",
+    },
+    "spaceport/stepfunctions.py": {
+        "arn:aws:iam::{machine_arn.split(",
+        *("arn:aws:states:REGION:ACCOUNT:stateMachine:NAME)", "arn:aws:states:REGION:ACCOUNT:execution:MACHINE:NAME."),
+    },
+    "spaceport/template.py": {"arn:aws:scheduler:{stack.region}:{stack.account_id}:schedule/default/{name}"},
+}
+
+
+def sources():
+    """(path below the root, text) of every program, without types of resources, which are CloudFormation's words."""
+    for folder in ("functions", "spaceport", "containers", "deploy"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            text = re.sub(r"\bAWS::\w+::\w+", "", file.read_text())
+            yield file.relative_to(ROOT).as_posix(), text
+
+
+def written_in(text, words):
+    return {word for word in words if re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text)}
+
+
+def test_names_and_variables_are_written_in_the_template_alone():
+    """Neither logical ids nor names of resources nor variables and values of the environment are repeated elsewhere."""
     template = load_template()
-    logical = [name for name in template["Resources"] if name not in ("Bucket", "StateMachine")]
-    values = [str(p["Default"]) for name, p in template["Parameters"].items() if p["Type"] == "String" and p["Default"]]
-    values = [
-        value for value in values if value.startswith("ml.") is False and value not in ("true", "false", "spaceport")
-    ]
-    own_variables = [v for v in environment("IngestFunction") if not v.startswith("POWERTOOLS_")]
-    sources = [*FUNCTIONS.glob("*.py"), *(ROOT / "spaceport").rglob("*.py"), ROOT / "statemachine/pipeline.asl.json"]
-    for file in sources:
-        text = file.read_text()
-        if "functions" in file.parts:
-            assert not re.search(r"arn:aws", text), f"{file.name} writes an ARN"
-            for word in [*logical, *values, *own_variables]:
-                assert not re.search(rf"\b{re.escape(word)}\b", text), f"{file.name} repeats {word}"
-        for arn in re.findall(r"arn:aws:[^\"'\s]*", text):
-            assert re.fullmatch(r"arn:aws:states:::[A-Za-z:.]+", arn) or "functions" not in file.parts, (
-                f"{file.name}: {arn}"
-            )
+    # Words of AWS's own APIs, and what Settings reads: each variable as the field of its name in small letters.
+    logical = set(template["Resources"]) - {"Bucket", "StateMachine"}
+    texts = {str(p["Default"]) for p in template["Parameters"].values() if p["Type"] == "String" and p["Default"]}
+    values = texts - {"true", "false", "spaceport"}
+    functions = [name for name, r in template["Resources"].items() if r["Type"] == "AWS::Serverless::Function"]
+    variables = {v for name in functions for v in environment(name) if not v.startswith("POWERTOOLS_")}
+    stack = load_stack(ROOT / "template.yaml")
+    resources = [*stack.buckets, *stack.tables, *stack.topics, *stack.functions, *stack.state_machines]
+    names = {resource.name for resource in resources}
+    assert "spaceport-bucket-123456789012" in names and {"JobTable", "TABLE_NAME"} < logical | variables
+    words = logical | values | variables | names
+    assert {path: found for path, text in sources() if (found := written_in(text, words))} == REPEATED
+
+
+def test_no_program_writes_the_arn_of_a_resource():
+    arns = {path: set(re.findall(r"arn:aws:[^\"'\s]*", text)) for path, text in sources()}
+    assert {path: found for path, found in arns.items() if found} == ARNS_OF_NO_RESOURCE
     asl = (ROOT / "statemachine/pipeline.asl.json").read_text()
     assert set(re.findall(r"arn:aws:[^\"]*", asl)) == {
         "arn:aws:states:::lambda:invoke.waitForTaskToken",
         "arn:aws:states:::dynamodb:updateItem",
     }
+
+
+def test_the_stages_least_number_of_photos_is_the_templates():
+    from sfm.photos import MIN_PHOTOS
+
+    assert load_template()["Parameters"]["MinPhotos"]["Default"] == MIN_PHOTOS
 
 
 def test_index_that_the_sweep_reads_is_the_declared_one():
