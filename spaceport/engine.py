@@ -21,6 +21,7 @@ import botocore.exceptions
 
 from spaceport.asl_tasks import TaskError, TaskOk, TaskResult, wrap_lambda_result
 from spaceport.clock import Clock
+from spaceport.durable import sync_folder
 from spaceport.eventbridge import EventBus
 from spaceport.job_runner import ProcessRunner, Runner
 from spaceport.journal import FileJournal, Journal, MemoryJournal
@@ -105,9 +106,11 @@ class Engine:
         take_over: bool,
     ) -> None:
         work = self.work_dir
-        for folder in (work, work and work / "rows"):
-            if folder:
-                folder.mkdir(parents=True, exist_ok=True)
+        if work:
+            for name in ("rows", "executions", "sagemaker"):
+                (work / name).mkdir(parents=True, exist_ok=True)
+            sync_folder(work)
+            sync_folder(work.parent)
         self.storage = Storage(work, ACCOUNT_ID, REGION)
         self._closers.callback(self.storage.close)
         self.outbox = Outbox(outbox, self.stack.topics, self.clock, self._on_mail)
@@ -234,7 +237,7 @@ class Engine:
         return self._watched(FileJournal(self.work_dir / "executions" / f"{execution_arn.rpartition(':')[2]}.jsonl"))
 
     def _watched(self, journal: Journal) -> Journal:
-        return _WatchedJournal(journal, self.notify)
+        return _WatchedJournal(journal, self.storage.sync, self.notify)
 
     # What AWS connects
 
@@ -372,15 +375,17 @@ class _Counted:
 
 
 class _WatchedJournal:
-    """A journal that tells of states entered and left."""
+    """A journal that is never ahead of the objects and rows on the disk, and tells of states entered and left."""
 
-    def __init__(self, journal: Journal, notify: Callable[..., None]) -> None:
+    def __init__(self, journal: Journal, sync: Callable[[], None], notify: Callable[..., None]) -> None:
         self._journal = journal
+        self._sync = sync
         self._notify = notify
         self._failed: set[str] = set()
         self._execution = ""
 
     def append(self, record: dict[str, Any]) -> None:
+        self._sync()
         self._journal.append(record)
         kind, frame = record["type"], record.get("frame", "")
         if kind == "started":

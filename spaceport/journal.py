@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from spaceport.durable import sync_folder
+
 
 class JournalError(Exception):
     """A journal that cannot be read: which file and line, and why."""
@@ -72,7 +74,7 @@ class FileJournal:
         is_new = not self.path.exists()
         file = self.path.open("ab")
         if is_new:
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         else:
             _cut_torn_line(self.path, file)
         self._file = file
@@ -93,12 +95,3 @@ def _cut_torn_line(path: Path, file: IO[bytes]) -> None:
     kept = path.read_bytes().rfind(b"\n") + 1
     if kept != path.stat().st_size:
         file.truncate(kept)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new file's name durable too (fsync(2): syncing a file does not sync its directory entry)."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

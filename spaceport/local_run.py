@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from spaceport.clock import RealClock
+from spaceport.durable import sync_file, sync_folder, write_json
 from spaceport.engine import TEMPLATE, Engine
-from spaceport.storage import write_json
 from spaceport.template import load_stack
 
 Listener = Callable[[dict[str, Any]], None]
@@ -248,6 +248,7 @@ class _Run:
                     return
                 if not engine.storage.exists(engine.bucket, prefix + name):
                     engine.storage.put_file(engine.bucket, prefix + name, path, tell=False)
+            engine.storage.sync()
             self._note(uploaded=True)
         job = {**self.plan["options"], "ready": True}
         engine.storage.put_bytes(engine.bucket, prefix + "job.json", json.dumps(job).encode())
@@ -320,12 +321,16 @@ class _Run:
             target = staging / key.removeprefix(prefix)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(engine.storage.read(engine.bucket, key))
+            sync_file(target)
         names = sorted((entry.name for entry in staging.iterdir()), key=lambda name: (name == "index.html", name))
         self._spare_photos(engine, names)
+        for folder in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
+            sync_folder(folder)
         write_json(self.work / "published.json", names)
         for name in names:
             _remove(self.out / name)
             (staging / name).rename(self.out / name)
+        sync_folder(self.out)
         staging.rmdir()
 
     def _spare_photos(self, engine: Engine, names: list[str]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spaceport.clock import Clock
+from spaceport.durable import replace, sync_folder
 from spaceport.template import Topic
 
 TOPIC_SENDER = "Spaceport <no-reply@sns.amazonaws.com>"
@@ -76,13 +77,15 @@ class Outbox:
 
     def _write(self, message: EmailMessage) -> Path:
         assert self.folder is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True)
+            sync_folder(self.folder.parent)
         taken = [int(file.name.split("-")[0]) for file in self.folder.glob("[0-9]*-*.eml")]
         words = re.sub(r"[^a-z0-9]+", "-", str(message["Subject"] or "no subject").lower()).strip("-")[:60]
         path = self.folder / f"{max(taken, default=0) + 1:03d}-{words}.eml"
         temporary = path.with_name(f".{path.name}")
         temporary.write_bytes(message.as_bytes())
-        temporary.replace(path)
+        replace(temporary, path)
         return path
 
 

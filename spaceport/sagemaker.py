@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from spaceport.clock import Clock, Timer
+from spaceport.durable import write_json
 from spaceport.job_files import JobFiles, TransferError
 from spaceport.job_runner import Exit, Handle, JobStart, Runner, kill_leftover
 from spaceport.sagemaker_shapes import Record, describe, event_detail, validate
 from spaceport.server import ServiceError
-from spaceport.storage import Storage, write_json
+from spaceport.storage import Storage
 
 STOP_GRACE_S = 120.0  # SIGTERM to SIGKILL, as `docker stop -t 120`
 PROGRESS_INTERVAL_S = 0.25
@@ -355,6 +356,7 @@ class SageMaker:
                 record.transitions[-1].setdefault("EndTime", now)
             record.transitions.append({"Status": secondary, "StartTime": now, "StatusMessage": message[:1024]})
         if self.records_dir:
+            self.storage.sync()  # a record says Completed when the outputs are there
             write_json(self.records_dir / f"{record.name}.json", asdict(record))
         self._tell(record)
 

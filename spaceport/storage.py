@@ -4,6 +4,9 @@ Objects lie as plain files under ``<folder>/objects/<bucket>/<key>``; ``objects.
 which key, ``rows/<table>.json`` holds a table. With ``folder`` None nothing touches a disk. moto keeps one open
 temporary file per object beyond its buffer size, which ends at the limit of open files; here a key's value is read
 from its file when it is asked for.
+
+After a power cut every object is an old one or a new one, never half of one. Which of them, is settled by ``sync``:
+whoever notes elsewhere that something is done calls it first.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from moto.core.base_backend import BackendDict
 from moto.dynamodb.models import dynamodb_backends
 from moto.dynamodb.models.dynamo_type import DynamoType
 from moto.s3.models import FakeKey, s3_backends
+
+from spaceport.durable import sync_file, sync_folder, write_json
 
 BLOCK_BYTES = 1 << 20
 KEPT_HEADERS = ("Content-Type", "Content-Encoding", "Content-Disposition", "Cache-Control", "Content-Language")
@@ -72,6 +77,8 @@ class Storage:
         self.on_created: ObjectListener = lambda bucket, key, reason: None
         self._index: io.TextIOWrapper | None = None
         self._stored: dict[tuple[str, str], Path] = {}
+        self._unsynced_folders: set[Path] = set()
+        self._index_unsynced = False
         os.environ["MOTO_S3_DEFAULT_KEY_BUFFER_SIZE"] = str(1 << 16 if folder else 1 << 40)
         BackendDict.reset()
 
@@ -156,6 +163,7 @@ class Storage:
             return
         staged = self._staging_file()
         etag = _move_hashed(source, staged) if move else _copy_hashed(source, staged)
+        sync_file(staged)  # outside the lock: it may be large
         size = staged.stat().st_size
         with self.lock:
             found = self._s3.put_object(bucket, key, b"", etag=etag, disable_notification=True)
@@ -173,6 +181,7 @@ class Storage:
                 found._value_buffer.seek(0)
                 with staged.open("wb") as file:
                     shutil.copyfileobj(found._value_buffer, file, BLOCK_BYTES)
+                sync_file(staged)
                 self._adopt(found, staged)
         self.on_created(bucket, key, reason)
 
@@ -181,7 +190,9 @@ class Storage:
         with self.lock:
             keys = self._s3.get_bucket(bucket).keys
             for name in [key for b, key in self._stored if b == bucket and key not in keys]:
-                self._stored.pop((bucket, name)).unlink(missing_ok=True)
+                path = self._stored.pop((bucket, name))
+                path.unlink(missing_ok=True)
+                self._note_folders(path)
                 self._append({"bucket": bucket, "key": name, "deleted": True})
 
     def _staging_file(self) -> Path:
@@ -191,11 +202,12 @@ class Storage:
         return staging / f"{threading.get_ident()}-{os.urandom(6).hex()}"
 
     def _adopt(self, found: FakeKey, staged: Path) -> None:
-        """Move a complete file to its place, note it in the index, and let moto read from there."""
+        """Move a complete, synced file to its place, note it in the index, and let moto read from there."""
         name = str(found.name)
         etag = found.etag.strip('"')
         path = self._path(str(found.bucket_name), name)
         staged.replace(path)
+        self._note_folders(path)
         found._value_buffer.close()
         found._value_buffer = FileValue(path)
         found.multipart = None  # its parts are temporary files
@@ -234,6 +246,25 @@ class Storage:
             self._index = (self.folder / "objects.jsonl").open("a", encoding="utf-8")
         self._index.write(json.dumps(record) + "\n")
         self._index.flush()
+        self._index_unsynced = True
+
+    def _note_folders(self, path: Path) -> None:
+        """The names down to this file have changed; folders above may be new."""
+        assert self.folder is not None
+        self._unsynced_folders.update(folder for folder in path.parents if folder.is_relative_to(self.folder))
+
+    def sync(self) -> None:
+        """Return when everything that was stored is on the disk: once for many objects, before somebody relies on it.
+
+        Names first, then the index, which says what must be there.
+        """
+        with self.lock:
+            for folder in self._unsynced_folders:
+                sync_folder(folder)
+            self._unsynced_folders.clear()
+            if self._index and self._index_unsynced:
+                os.fsync(self._index.fileno())
+                self._index_unsynced = False
 
     # Rows
 
@@ -293,14 +324,6 @@ class Storage:
         found._value_buffer.close()
         found._value_buffer = FileValue(path)
         self._stored[record["bucket"], record["key"]] = path
-
-
-def write_json(path: Path, value: Any, default: Callable[[Any], Any] | None = None) -> None:
-    """Replace a JSON file; a reader sees the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
-    temporary.write_text(json.dumps(value, default=default), encoding="utf-8")
-    temporary.replace(path)
 
 
 def _dynamo_json(value: Any) -> Any:
