@@ -1,4 +1,9 @@
-"""How good the compressed scene is: against the trained one, and against photos that training never saw."""
+"""How good the compressed scene is: against the trained one, and against photos that were kept out of training.
+
+Which photos those are, metrics.json says in ``heldout_are``. Photos kept out as ``test`` were seen by nothing. In a
+user's run they are ``validation`` photos: they join the training for its last part, so the scene that is measured here
+has seen them, and its figures are better than on photos it has not.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +45,10 @@ class PhotoQuality:
 
 @dataclass(frozen=True)
 class Quality:
-    """``psnr_vs_uncompressed`` is the mean over views of compressed against trained renders."""
+    """``psnr_vs_uncompressed`` is the mean over views of compressed against trained renders.
+
+    ``heldout`` is compressed against photo, which says how good unseen views are for test photos alone (see above).
+    """
 
     psnr_vs_uncompressed: float
     heldout: list[PhotoQuality]

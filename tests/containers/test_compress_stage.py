@@ -333,6 +333,8 @@ def test_the_page_calls_photos_unseen_only_when_they_are(tmp_path: Path) -> None
     assert "never seen" in pages["test"] and "<dd>33.2 dB</dd>" in pages["test"]
     assert "never seen" not in pages["validation"] and "unseen" not in pages["validation"]
     assert "<dd>21.8 dB</dd>" in pages["validation"] and "until its last part" in pages["validation"]
+    assert "a.jpg &middot; 33.2 dB</figcaption>" in pages["test"]
+    assert "a.jpg &middot; 33.2 dB after training with it</figcaption>" in pages["validation"]
 
 
 def test_the_page_names_photos_that_fit_badly_and_what_helps(tmp_path: Path) -> None:
