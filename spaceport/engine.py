@@ -70,9 +70,11 @@ class Engine:
     ) -> None:
         """Deploy ``template`` with ``parameters``.
 
-        ``listener`` gets dicts with ``type`` and ``time`` (seconds since 1970) from any thread: state_entered and
-        state_exited (state, execution), progress (state, job_name and the fields of progress.json), mail (to, path),
-        log (text), execution_ended (execution, status). ``runner`` replaces the processes of the jobs. ``take_over``
+        ``listener`` gets dicts with ``type`` and ``time`` (seconds since 1970) from any thread: state_entered,
+        state_resumed (entered under an earlier engine) and state_exited (state, execution, the latter with failed),
+        task_started (state, execution) for each try, retry_waited_for (state, execution, error, wait_s), progress
+        (state, job_name and the fields of progress.json), mail (to, path), log (text), execution_ended (execution,
+        status). ``runner`` replaces the processes of the jobs. ``take_over``
         continues what an earlier engine left in ``work_dir``; nothing happens before the clock runs. ``on_load`` see
         InProcessLambdas. ``schedule_period_s`` is for tests on the real clock: every schedule of the template then runs
         that often (seconds), so that a sweep need not be waited for five minutes.
@@ -219,24 +221,24 @@ class Engine:
             if not journal.read():
                 continue  # ended before its first record: nobody was told of this execution, it will be started again
             arn = self.step_functions.resume(journal)
-            self._renew_heartbeats(arn, journal)
+            if self.step_functions.describe_execution(arn)["status"] == "RUNNING":
+                self._renew_heartbeats(journal)
+                journal.tell_where_it_is(self.clock.now().timestamp())
         self.sagemaker.resume()
 
-    def _renew_heartbeats(self, arn: str, journal: Journal) -> None:
+    def _renew_heartbeats(self, journal: Journal) -> None:
         """A task's heartbeat did not stop because of the work, but because the engine was away."""
-        if self.step_functions.describe_execution(arn)["status"] != "RUNNING":
-            return
         for record in journal.read():
             if record["type"] == "scheduled" and record.get("token"):
                 with contextlib.suppress(ApiError):  # a task that is answered already
                     self.step_functions.send_task_heartbeat(record["token"])
 
-    def _journal(self, execution_arn: str) -> Journal:
+    def _journal(self, execution_arn: str) -> _WatchedJournal:
         if self.work_dir is None:
             return self._watched(MemoryJournal())
         return self._watched(FileJournal(self.work_dir / "executions" / f"{execution_arn.rpartition(':')[2]}.jsonl"))
 
-    def _watched(self, journal: Journal) -> Journal:
+    def _watched(self, journal: Journal) -> _WatchedJournal:
         return _WatchedJournal(journal, self.storage.sync, self.notify)
 
     # What AWS connects
@@ -381,7 +383,7 @@ class _WatchedJournal:
         self._journal = journal
         self._sync = sync
         self._notify = notify
-        self._failed: set[str] = set()
+        self._failed: dict[str, str] = {}  # frame: name of the error
         self._execution = ""
 
     def append(self, record: dict[str, Any]) -> None:
@@ -391,15 +393,43 @@ class _WatchedJournal:
         if kind == "started":
             self._execution = record["execution_arn"]
         elif kind == "entered":
-            self._failed.discard(frame)
-            self._notify("state_entered", state=record["state"], execution=self._execution)
+            self._failed.pop(frame, None)
+            self._tell("state_entered", record)
+        elif kind == "scheduled":
+            self._tell("task_started", record)
         elif kind == "failed":
-            self._failed.add(frame)
-        elif kind in ("retry", "succeeded"):
-            self._failed.discard(frame)
+            self._failed[frame] = record["error"]
+        elif kind == "retry":
+            self._tell_of_retry(record, self._failed.pop(frame, ""), record["at"])
+        elif kind == "succeeded":
+            self._failed.pop(frame, None)
         elif kind == "exited":
-            failed = frame in self._failed
-            self._notify("state_exited", state=record["state"], execution=self._execution, failed=failed)
+            self._tell("state_exited", record, failed=frame in self._failed)
+
+    def _tell(self, event: str, record: dict[str, Any], **more: Any) -> None:
+        self._notify(event, state=record["state"], execution=self._execution, **more)
+
+    def _tell_of_retry(self, record: dict[str, Any], error: str, now_s: float) -> None:
+        self._tell("retry_waited_for", record, error=error, wait_s=max(0.0, record["due_at"] - now_s))
+
+    def tell_where_it_is(self, now_s: float) -> None:
+        """Tell of the states that an earlier engine entered and did not leave, and of retries that are not yet due."""
+        inside: dict[str, dict[str, Any]] = {}
+        last: dict[str, dict[str, Any]] = {}
+        errors: dict[str, str] = {}
+        for record in self._journal.read():
+            frame = record.get("frame", "")
+            if record["type"] == "entered":
+                inside[frame] = record
+            elif record["type"] == "exited":
+                inside.pop(frame, None)
+            elif record["type"] == "failed":
+                errors[frame] = record["error"]
+            last[frame] = record
+        for frame, record in inside.items():
+            self._tell("state_resumed", record)
+            if last[frame]["type"] == "retry":
+                self._tell_of_retry(last[frame], errors.get(frame, ""), now_s)
 
     def read(self) -> list[dict[str, Any]]:
         records = self._journal.read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 SILENCE_LIMIT_S = 4.0  # a plain log says something at least this often
+TICK_S = 0.5
 TITLES = {
     "Settle": "Is the upload complete?",
     "Validate": "Check photos and options",
@@ -40,26 +42,45 @@ class Row:
     message: str = ""
     eta_s: float | None = None
     eta_read_s: float = 0.0
+    retry_s: float | None = None  # when the next try is due; None while one runs
+
+    def begin(self) -> None:
+        """A try begins: nothing that an earlier one reported holds any more."""
+        self.ended_s, self.failed, self.retry_s = None, False, None
+        self.step, self.total, self.unit, self.message, self.eta_s = 0, 0, "", "", None
 
     def seconds(self, now_s: float) -> float:
-        return (self.ended_s or now_s) - self.started_s
+        return (now_s if self.ended_s is None else self.ended_s) - self.started_s
 
     def seconds_left(self, now_s: float) -> float | None:
-        """Time left as last reported, less the time since; None when nothing was reported."""
-        if self.eta_s is None or self.ended_s is not None:
+        """Time left as last reported, less the time since; None when nothing was reported.
+
+        While a try is waited for, the time until it begins.
+        """
+        if self.ended_s is not None:
+            return None
+        if self.retry_s is not None:
+            return max(0.0, self.retry_s - now_s)
+        if self.eta_s is None:
             return None
         return max(0.0, self.eta_s - (now_s - self.eta_read_s))
 
 
 class Display:
-    """Listener of a run; a live table on a terminal, plain lines elsewhere. Safe to call from any thread."""
+    """Listener of a run; a live table on a terminal, plain lines elsewhere. Safe to call from any thread.
 
-    def __init__(self, console: Console, plain: bool | None = None) -> None:
+    ``now_s`` is a clock in seconds that never goes back.
+    """
+
+    def __init__(
+        self, console: Console, plain: bool | None = None, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self.console = console
+        self.now_s = now_s
         self.plain = (not console.is_terminal) if plain is None else plain
         self.rows: dict[str, Row] = {}
         self._lock = threading.Lock()
-        self._said_s = time.monotonic()
+        self._said_s = now_s()
         self._live: Live | None = None
         self._ticker: threading.Thread | None = None
         self._closed = threading.Event()
@@ -92,15 +113,31 @@ class Display:
         state = event["state"]
         if state not in TITLES:
             return
-        if state not in self.rows:
-            self.rows[state] = Row(state, time.monotonic())
+        self.rows.setdefault(state, Row(state, self.now_s())).begin()
         self._say(f"{state}: {TITLES[state]}")
+
+    _on_state_resumed = _on_state_entered
+
+    def _on_task_started(self, event: dict[str, Any]) -> None:
+        row = self.rows.get(event["state"])
+        if row is not None and row.retry_s is not None:
+            row.begin()
+            self._say(f"{row.state}: trying again")
+
+    def _on_retry_waited_for(self, event: dict[str, Any]) -> None:
+        row = self.rows.get(event["state"])
+        if row is None:
+            return
+        row.begin()
+        row.retry_s = self.now_s() + event["wait_s"]
+        row.message = f"failed ({event['error'] or 'for a reason unknown'}), waiting for the next try"
+        self._say(self._sentence(row))
 
     def _on_state_exited(self, event: dict[str, Any]) -> None:
         row = self.rows.get(event["state"])
         if row is None:
             return
-        row.ended_s = time.monotonic()
+        row.ended_s = self.now_s()
         row.failed = bool(event.get("failed"))
         self._say(f"{row.state}: {'failed' if row.failed else 'done'} in {duration(row.seconds(row.ended_s))}")
 
@@ -110,7 +147,7 @@ class Display:
             return
         changed = (row.message, row.unit) != (event["message"], event["unit"])
         row.step, row.total, row.unit, row.message = event["step"], event["total"], event["unit"], event["message"]
-        row.eta_s, row.eta_read_s = event["eta_s"], time.monotonic()
+        row.eta_s, row.eta_read_s = event["eta_s"], self.now_s()
         if changed:
             self._say(self._sentence(row))
 
@@ -119,20 +156,25 @@ class Display:
 
     def _say(self, text: str) -> None:
         """A line in the plain log; the live table shows the same without lines."""
-        self._said_s = time.monotonic()
+        self._said_s = self.now_s()
         if self.plain:
             self.console.print(text, highlight=False, markup=False)
 
     def _break_silence(self) -> None:
-        while not self._closed.wait(0.5):
-            with self._lock:
-                if time.monotonic() - self._said_s < SILENCE_LIMIT_S:
-                    continue
-                running = [row for row in self.rows.values() if row.ended_s is None]
-                self._say(self._sentence(running[-1]) if running else "starting …")
+        while not self._closed.wait(TICK_S):
+            self.tick()
+
+    def tick(self) -> None:
+        """Say how things stand when nothing was said for a while."""
+        with self._lock:
+            if self.now_s() - self._said_s < SILENCE_LIMIT_S:
+                return
+            running = [row for row in self.rows.values() if row.ended_s is None]
+            between = "waiting for the next step" if self.rows else "starting …"
+            self._say(self._sentence(running[-1]) if running else between)
 
     def _sentence(self, row: Row) -> str:
-        now_s = time.monotonic()
+        now_s = self.now_s()
         parts = [f"{row.state}:", row.message or "running"]
         if row.total:
             parts.append(f"{row.step:.0f}/{row.total:.0f} {row.unit}")
@@ -143,7 +185,7 @@ class Display:
 
     def render(self) -> RenderableType:
         with self._lock:
-            now_s = time.monotonic()
+            now_s = self.now_s()
             table = Table.grid(padding=(0, 2))
             for row in self.rows.values():
                 table.add_row(*self._cells(row, now_s))

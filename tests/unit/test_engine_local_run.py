@@ -274,6 +274,7 @@ def test_kill_9_in_training_then_resume(stages, photos, tmp_path):
     scene = json.loads((out / "scene.ply").read_text())
     assert scene["first"] >= 50 and scene["total"] == 400, "training did not go on from its checkpoint"
     assert not {"Settle", "Validate", "SfM"} & set(states(events, "state_entered"))
+    assert states(events, "state_resumed") == ["Train"], "whoever watches is told where it goes on"
     assert len(mails(out)) == 1
     journal = "".join(p.read_text() for p in (out / ".spaceport/executions").glob("*.jsonl"))
     assert "-sfm-0" in journal and "-sfm-1" not in journal and "-train-1" not in journal
