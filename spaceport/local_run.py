@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+import shlex
 import shutil
 import threading
 import time
@@ -17,6 +18,8 @@ from typing import Any
 from spaceport.clock import RealClock
 from spaceport.durable import sync_file, sync_folder, write_json
 from spaceport.engine import TEMPLATE, Engine
+from spaceport.journal import JournalError
+from spaceport.storage import StorageError
 from spaceport.template import load_stack
 
 Listener = Callable[[dict[str, Any]], None]
@@ -108,11 +111,10 @@ def resume(out: Path, listener: Listener, **engine_options: Any) -> Outcome:
     Raises LocalRunError when there is no run in ``out``, or another process works on it.
     """
     started = time.monotonic()
-    file = out / WORK / "run.json"
-    if not file.is_file():
+    if not (out / WORK / "run.json").is_file():
         raise LocalRunError(f"There is no run in {out}. Start one with: spaceport run PHOTOS --out {out}")
     with _locked(out):
-        plan = json.loads(file.read_text(encoding="utf-8"))
+        plan = _read_plan(out / WORK)
         return _Run(out, plan, listener, started, engine_options).go(take_over=True)
 
 
@@ -148,7 +150,7 @@ def _clear_finished(work: Path, out: Path) -> None:
     plan, published = work / "run.json", work / "published.json"
     if not plan.is_file():
         return
-    if not json.loads(plan.read_text(encoding="utf-8"))["finished"]:
+    if not _read_plan(work)["finished"]:
         raise LocalRunError(
             f"{out} holds a run that is not finished. Go on with: spaceport resume {out}, or delete {work}."
         )
@@ -157,6 +159,20 @@ def _clear_finished(work: Path, out: Path) -> None:
     for entry in work.iterdir():
         if entry.name != "lock":
             _remove(entry)
+
+
+def _read_plan(work: Path) -> dict[str, Any]:
+    """What ``run`` noted in run.json. Raises LocalRunError when it cannot be read."""
+    file = work / "run.json"
+    try:
+        plan: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if missing := {"photos", "scene", "options", "jobs_dir", "uploaded", "finished"} - plan.keys():
+            raise ValueError(f"{', '.join(sorted(missing))} missing")
+    except (ValueError, AttributeError) as error:
+        raise LocalRunError(
+            f"{file} is damaged ({error}). Delete {work} and start again: spaceport run PHOTOS --out {work.parent}"
+        ) from error
+    return plan
 
 
 def _remove(path: Path) -> None:
@@ -182,6 +198,22 @@ class _Run:
         self.problem: str | None = None
 
     def go(self, take_over: bool) -> Outcome:
+        try:
+            return self._go(take_over)
+        except (StorageError, JournalError) as error:
+            raise LocalRunError(
+                f"What is stored in {self.work} cannot be used: {error}. Delete that folder and start again: "
+                f"spaceport run {shlex.quote(self.plan['photos'])} --out {shlex.quote(str(self.out))}"
+            ) from error
+        except OSError as error:
+            if error.errno is None:
+                raise  # no word of the operating system: a time-out inside the engine is not the user's to mend
+            raise LocalRunError(
+                f"A file could not be read or written: {error}. When that is mended, go on with: "
+                f"spaceport resume {shlex.quote(str(self.out))}"
+            ) from error
+
+    def _go(self, take_over: bool) -> Outcome:
         _stop_requested.clear()
         clock = RealClock(on_error=self._on_clock_error)
         engine = self._engine(clock, take_over)

@@ -23,7 +23,7 @@ from spaceport.job_files import JobFiles, TransferError
 from spaceport.job_runner import Exit, Handle, JobStart, Runner, kill_leftover
 from spaceport.sagemaker_shapes import Record, describe, event_detail, validate
 from spaceport.server import ServiceError
-from spaceport.storage import Storage
+from spaceport.storage import Storage, StorageError
 
 STOP_GRACE_S = 120.0  # SIGTERM to SIGKILL, as `docker stop -t 120`
 PROGRESS_INTERVAL_S = 0.25
@@ -395,11 +395,14 @@ class SageMaker:
         A job in progress starts again under its name, a training from its checkpoint as after a spot interruption. That
         the user's machine was switched off is no fault of the job: a failure would use up the retries of its state, and
         let the user wait until they are due. The last event of ended jobs is sent again, because it may not have been
-        delivered.
+        delivered. Raises StorageError for a record that cannot be read.
         """
         assert self.records_dir is not None
         for file in sorted(self.records_dir.glob("*.json")):
-            record = Record(**json.loads(file.read_text(encoding="utf-8")))
+            try:
+                record = Record(**json.loads(file.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise StorageError(f"{file} is no record of a SageMaker job ({error!r})") from error
             self.jobs[record.kind, record.name] = record
             folder = self._folder(record)
             if folder and record.status not in ENDED:

@@ -287,10 +287,16 @@ class Storage:
             for record in self._read_index():
                 self._restore(record)
             for file in sorted((self.folder / "rows").glob("*.json")):
-                table = dynamodb_backends[self.account_id][self.region].tables[file.stem]
-                for attributes in json.loads(file.read_text(encoding="utf-8")):
-                    table.put_item(attributes)
+                self._load_rows(file)
         shutil.rmtree(self.folder / "staging", ignore_errors=True)
+
+    def _load_rows(self, file: Path) -> None:
+        try:
+            table = dynamodb_backends[self.account_id][self.region].tables[file.stem]
+            for attributes in json.loads(file.read_text(encoding="utf-8")):
+                table.put_item(attributes)
+        except (ValueError, LookupError, TypeError) as error:
+            raise StorageError(f"{file} does not hold the rows of a table ({error!r})") from error
 
     def _read_index(self) -> Iterator[dict[str, Any]]:
         """The last record of each key that is not deleted; a torn last line was never acknowledged and is cut off."""
@@ -303,9 +309,12 @@ class Storage:
         if complete != len(data):
             os.truncate(index, complete)
         latest: dict[tuple[str, str], dict[str, Any]] = {}
-        for line in data[:complete].splitlines():
-            record = json.loads(line)
-            latest[record["bucket"], record["key"]] = record
+        for number, line in enumerate(data[:complete].splitlines(), 1):
+            try:
+                record = json.loads(line)
+                latest[record["bucket"], record["key"]] = record
+            except (ValueError, LookupError, TypeError) as error:
+                raise StorageError(f"{index}: line {number} is no record of an object ({error!r})") from error
         yield from (record for record in latest.values() if not record.get("deleted"))
 
     def _restore(self, record: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import email
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -392,3 +393,58 @@ def test_nothing_to_start_with(tmp_path):
         local_run.run(tmp_path / "missing", tmp_path / "out", {}, lambda e: None)
     with pytest.raises(local_run.LocalRunError, match="no run"):
         local_run.resume(tmp_path / "out", lambda e: None)
+
+
+DAMAGE = {
+    "an object is gone": ("objects/*/uploads/my-house/job.json", None, "job.json is missing"),
+    "the index of objects": ("objects.jsonl", b"{}\n", "objects.jsonl: line 1"),
+    "the rows of the table": ("rows/*.json", b"[", "rows"),
+    "the journal": ("executions/*.jsonl", b'{"type": "started"\n', "line 1 is not JSON"),
+    "the journal's begin": ("executions/*.jsonl", b'{"type": "entered"}\n', "nothing to resume"),
+    "the record of a job": ("sagemaker/*-sfm-0.json", b'{"name": "x"}', "sfm-0.json is no record of a SageMaker job"),
+    "the plan": ("run.json", b'{"photos": "x"}', "run.json is damaged .finished, "),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was stopped in its training."""
+    folder = tmp_path_factory.mktemp("stopped")
+    stages, photos = write_stages(folder / "stages"), write_photos(folder / "My House")
+    stopper = threading.Thread(target=lambda: (wait_for_step(folder / "out", 1), local_run.stop()))
+    stopper.start()
+    outcome = local_run.run(
+        photos, folder / "out", {"max_iterations": 300}, lambda event: None, runner=ProcessRunner(stages)
+    )
+    stopper.join()
+    assert outcome.status == "STOPPED"
+    return folder / "out"
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_folder_is_named_with_what_to_do(stopped, tmp_path, damage):
+    pattern, content, words = DAMAGE[damage]
+    out = tmp_path / "out"
+    shutil.copytree(stopped, out)
+    file = next((out / ".spaceport").glob(pattern))
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(local_run.LocalRunError, match=words) as caught:
+        local_run.resume(out, lambda event: None)
+    assert f"--out {out}" in str(caught.value) and str(out / ".spaceport") in str(caught.value)
+
+
+def test_a_photo_that_cannot_be_read_is_named_and_the_run_can_go_on(stages, photos, tmp_path, monkeypatch):
+    from spaceport.storage import Storage
+
+    def refuse(self, bucket, key, source, **options):
+        raise PermissionError(13, "Permission denied", str(source))
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "put_file", refuse)
+        with pytest.raises(local_run.LocalRunError, match=r"Permission denied: .*IMG 001.jpg.*spaceport resume"):
+            local_run.run(photos, out, {}, lambda event: None, runner=ProcessRunner(stages))
+    resume_to_the_end(out, stages)
