@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from spaceport import local_run, machine, view
-from spaceport.progress import Display, duration
+from spaceport.progress import Display, Work, duration
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Photos in, a 3D Gaussian splat out, on this machine."
@@ -60,6 +60,9 @@ def run(
     max_iterations: Annotated[int | None, typer.Option(help="Hard cap on training iterations.")] = None,
     max_image_long_side: Annotated[int | None, typer.Option(help="Photos are reduced to this many pixels.")] = None,
     sh_degree: Annotated[int | None, typer.Option(min=0, max=3, help="Degree of view-dependent colour.")] = None,
+    test_photos: Annotated[
+        bool | None, typer.Option(help="Keep every 8th photo out of everything, to measure with.", show_default=False)
+    ] = None,
     jobs_dir: Annotated[Path | None, typer.Option(help="Where the jobs work; inside OUT otherwise.")] = None,
     jobs: HowJobsRun = Jobs.process,
     open_page: Open = False,
@@ -74,6 +77,7 @@ def run(
         "max_iterations": max_iterations,
         "max_image_long_side": max_image_long_side,
         "sh_degree": sh_degree,
+        "test_photos": test_photos,
     }
     given = {name: value for name, value in options.items() if value is not None}
     runner = runner_options(jobs)
@@ -99,9 +103,8 @@ def sample(
     """Render a set of sample photos with GPS, to try everything without photos of your own."""
     from spaceport.sample import render_sample
 
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("Rendering sample photos", total=photos)
-        render_sample(folder, photos=photos, progress=lambda step, total: bar.update(task, completed=step, total=total))
+    with Work(console, "Rendering sample photos") as work:
+        render_sample(folder, photos=photos, progress=work)
     console.print(f"{photos} photos in {folder}")
 
 
@@ -115,10 +118,10 @@ def check(
     """What this machine can do."""
     if compile_now:
         try:
-            with console.status("Compiling kernels, once"):
+            with Work(console, "Compiling kernels, once"):
                 machine.compile_kernels()
         except RuntimeError as error:
-            console.print(f"[red]{error}[/]")
+            print_error(error)
             raise typer.Exit(1) from error
     table = Table.grid(padding=(0, 2))
     for finding in machine.survey(folder):
@@ -150,9 +153,14 @@ def runner_options(jobs: Jobs) -> dict[str, Any]:
         runner = DockerRunner()
         runner.check()
     except DockerError as error:
-        console.print(f"[red]{error}[/]")
+        print_error(error)
         raise typer.Exit(2) from error
     return {"runner": runner}
+
+
+def print_error(error: Exception) -> None:
+    """The text as it is: a path may have brackets, which are rich's markup."""
+    console.print(Text(str(error), "red"), soft_wrap=True)
 
 
 def follow(start: Any, out: Path, open_page: bool) -> None:
@@ -171,7 +179,7 @@ def follow(start: Any, out: Path, open_page: bool) -> None:
         with Display(console) as display:
             outcome = start(display)
     except local_run.LocalRunError as error:
-        console.print(f"[red]{error}[/]")
+        print_error(error)
         raise typer.Exit(2) from error
     finally:
         for number, handler in before.items():
@@ -188,7 +196,7 @@ def follow(start: Any, out: Path, open_page: bool) -> None:
 
 def report(outcome: Any, out: Path) -> None:
     if outcome.status != "SUCCEEDED":
-        console.print(f"[red]{outcome.status}[/] {outcome.error_code}: {outcome.reason}", highlight=False)
+        console.print(Text.assemble((outcome.status, "red"), f" {outcome.error_code}: {outcome.reason}"))
         return
     stages = ", ".join(f"{state} {duration(seconds)}" for state, seconds in outcome.seconds_by_state.items())
     console.print(f"[green]Done[/] in {duration(outcome.seconds)}: {stages}", highlight=False)

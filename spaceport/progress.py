@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import Progress
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
@@ -202,6 +203,63 @@ class Display:
         left = row.seconds_left(now_s)
         times = duration(row.seconds(now_s)) + (f"  {duration(left)} left" if left is not None else "")
         return [mark, Text(TITLES[row.state]), bar, Text(detail, "dim"), Text(times)]
+
+
+class Work:
+    """One piece of work outside of a run: a bar on a terminal, a plain line every few seconds elsewhere.
+
+    Call it with (steps done, steps in all); until then, and for work without steps, the time so far is all it says.
+    """
+
+    def __init__(
+        self, console: Console, title: str, plain: bool | None = None, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.console = console
+        self.title = title
+        self.plain = (not console.is_terminal) if plain is None else plain
+        self.now_s = now_s
+        self.step = self.total = 0
+        self._started_s = self._said_s = now_s()
+        self._bar = Progress(console=console, transient=True)
+        self._closed = threading.Event()
+        self._ticker = threading.Thread(target=self._tick_until_closed, daemon=True)
+
+    def __enter__(self) -> Work:
+        if self.plain:
+            self._say(f"{self.title} …")
+            self._ticker.start()
+        else:
+            self._task = self._bar.add_task(self.title, total=None)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        if self.plain:
+            self._ticker.join()
+        else:
+            self._bar.stop()
+
+    def __call__(self, step: int, total: int) -> None:
+        self.step, self.total = step, total
+        if not self.plain:
+            self._bar.update(self._task, completed=step, total=total)
+
+    def _tick_until_closed(self) -> None:
+        while not self._closed.wait(TICK_S):
+            self.tick()
+
+    def tick(self) -> None:
+        """Say how far the work is when nothing was said for a while."""
+        if self.now_s() - self._said_s >= SILENCE_LIMIT_S:
+            steps = f" {self.step}/{self.total}" if self.total else ""
+            self._say(f"{self.title}:{steps} ({duration(self.now_s() - self._started_s)})")
+
+    def _say(self, text: str) -> None:
+        self._said_s = self.now_s()
+        self.console.print(text, highlight=False, markup=False)
 
 
 def duration(seconds: float) -> str:

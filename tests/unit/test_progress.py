@@ -9,7 +9,7 @@ from rich.console import Console
 
 from spaceport.job_runner import Exit
 from spaceport.journal import FileJournal
-from spaceport.progress import TICK_S, Display, duration
+from spaceport.progress import TICK_S, Display, Work, duration
 from tests.unit.test_engine_in_memory import deploy, executions, upload
 
 
@@ -188,6 +188,23 @@ def test_an_engine_that_takes_over_says_where_the_execution_is(tmp_path):
         ("retry_waited_for", "SfM"),
     ]
     assert (events[1]["error"], events[1]["wait_s"]) == ("Spaceport.Transient", 45.0)
+
+
+@pytest.mark.parametrize("steps", [True, False])
+def test_work_outside_of_a_run_is_never_silent_for_long(steps):
+    clock = Clock()
+    log = Log(clock)
+    work = Work(Console(file=log, width=200), "Rendering", now_s=clock)
+    for second in range(40):
+        if steps and second > 30:  # the first step comes late, after compiling
+            work(second - 30, 24)
+        for _ in range(2):
+            clock.seconds += TICK_S
+            work.tick()
+    times = [100.0, *(at for at, _ in log.lines), clock.seconds]
+    assert max(after - before for before, after in itertools.pairwise(times)) <= 5.0
+    assert log.lines[0][1] == "Rendering: (4 s)"
+    assert log.last == ("Rendering: 9/24 (40 s)" if steps else "Rendering: (40 s)")
 
 
 @pytest.mark.parametrize(
