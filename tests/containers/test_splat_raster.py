@@ -134,7 +134,8 @@ def one_gaussian(mean, scale, logit, f_dc):
     return Gaussians(np.array([mean], float), np.log(np.full((1, 3), scale)), quat, np.array([logit]), sh)
 
 
-def check(gaussians, view, background, threads=2):
+def compare(gaussians, view, background, threads=2):
+    """Error of the image, coverage, and for each field the gradient that is got and the one that is wanted."""
     rng = np.random.default_rng(5)
     weight_rgb = rng.normal(size=(view.height, view.width, 3))
     weight_alpha = rng.normal(size=(view.height, view.width))
@@ -150,11 +151,17 @@ def check(gaussians, view, background, threads=2):
     got_rgb, got_alpha = rasterizer.forward(gaussians, view, background)
     got = rasterizer.backward(weight_rgb.astype(np.float32), weight_alpha.astype(np.float32))
     image_error = max(np.abs(got_rgb - rgb).max(), np.abs(got_alpha - alpha).max())
-    gradient_errors = {
-        name: np.linalg.norm(getattr(got, name) - want) / np.linalg.norm(want)
-        for name, want in zip(FIELDS, wanted, strict=True)
-    }
-    return image_error, gradient_errors, alpha
+    gradients = {name: (getattr(got, name), want) for name, want in zip(FIELDS, wanted, strict=True)}
+    return image_error, alpha, gradients
+
+
+def relative_error(got, want):
+    return np.linalg.norm(got - want) / np.linalg.norm(want)
+
+
+def check(gaussians, view, background):
+    image_error, alpha, gradients = compare(gaussians, view, background)
+    return image_error, {name: relative_error(*pair) for name, pair in gradients.items()}, alpha
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
@@ -165,6 +172,47 @@ def test_image_and_every_gradient_agree_with_the_reference(degree, background):
     assert alpha.max() > 0.999 and alpha.min() < 0.9  # finished pixels and background both occur
     assert image_error < 1e-5
     assert max(gradient_errors.values()) < 1e-4, gradient_errors
+
+
+def groups_by_kind(n, gaussians, view):
+    """Indices of the kinds that ``make_gaussians`` makes, and of those that lie beside the image in this view."""
+    index = np.arange(n)
+    camera = gaussians.means @ view.world_to_camera[:3, :3].T + view.world_to_camera[:3, 3]
+    in_front = camera[:, 2] > 0.01
+    image = camera[:, :2] / camera[:, 2:] * np.diag(view.K)[:2] + view.K[:2, 2]
+    beside = np.maximum(-image, image - [view.width, view.height]) / [view.width, view.height]  # in widths, heights
+    return {
+        "tiny": index[: n // 10],
+        "elongated": index[n // 10 : n // 5],
+        "near-opaque": index[::11],
+        "faint": index[1::13],
+        "off-screen": index[in_front & (beside.max(axis=1) > 0)],
+        "clipped": index[in_front & (beside.max(axis=1) > 0.15)],
+    }, index[~in_front]
+
+
+@pytest.mark.parametrize(("degree", "background"), [(0, (0.0, 0.0, 0.0)), (3, (0.9, 0.3, 0.6))])
+def test_gradients_of_each_kind_agree_however_small_they_are(degree, background):
+    """Over all Gaussians the norm is that of the largest gradients: those of tiny scales are 1e-6 of it.
+
+    No floor is needed: each kind has gradients in every field, as the tiny ones are no spheres here, whose rotation
+    would have none.
+    """
+    n = 150
+    gaussians, view = make_gaussians(n, degree, seed=degree), make_view(seed=10 + degree)
+    gaussians.log_scales[: n // 10] = np.log([1e-4, 3e-4, 5e-5])
+    _, _, gradients = compare(gaussians, view, background)
+    groups, behind = groups_by_kind(n, gaussians, view)
+    assert min(len(group) for group in groups.values()) >= 10 and len(behind)
+    errors = {
+        (kind, name): relative_error(got[group], want[group])
+        for kind, group in groups.items()
+        for name, (got, want) in gradients.items()
+    }
+    assert max(errors.values()) < 1e-4, max(errors, key=errors.get)
+    assert not any(got[behind].any() for got, _ in gradients.values()), "nobody sees them"
+    want = gradients["log_scales"][1]
+    assert np.linalg.norm(want[groups["tiny"]]) < 1e-4 * np.linalg.norm(want), "the norm over all would miss them"
 
 
 def test_gradient_of_gaussians_outside_the_clipped_field_of_view():
