@@ -94,6 +94,13 @@ class Execution:
         for frame in list(self.progress.frames.values()):
             self._later(frame)
 
+    def renew_limits(self) -> None:
+        """Count the limits of the machine and of tasks from now on. For a resumed execution, before the clock runs."""
+        self._record("renewed")
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._watch_machine()
+
     def redrive(self) -> None:
         """Go on after an end without success, at the state that was not done with."""
         self._record("redriven")
@@ -171,7 +178,8 @@ class Execution:
     def _watch_machine(self) -> None:
         timeout_s = self.progress.machine.timeout_s
         if timeout_s is not None:
-            due_at = [self.progress.started["at"], *self.progress.redriven_at][-1] + timeout_s
+            begins = [self.progress.started["at"], *self.progress.redriven_at, *self.progress.renewed_at]
+            due_at = max(begins) + timeout_s
             self._deadline = self.engine.clock.call_later(due_at - self._now(), self._machine_timed_out)
 
     def _machine_timed_out(self) -> None:

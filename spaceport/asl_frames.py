@@ -111,6 +111,7 @@ class Progress:
         self.event_count = 0
         self.started: dict[str, Any] = {}
         self.redriven_at: list[float] = []
+        self.renewed_at: list[float] = []
         self.finished: dict[str, Any] | None = None
         self.notified: set[str] = set()
 
@@ -189,6 +190,13 @@ class Progress:
         self.root.version += 1
         self.root.clear_visit()
         self.root.phase = RUN if self.root.next is None else MOVE
+
+    def _renewed(self, record: dict[str, Any]) -> None:
+        """Limits count from here: nobody could work on the tasks before, as no engine ran."""
+        self.renewed_at.append(record["at"])
+        for frame in self.frames.values():
+            if frame.task is not None:
+                frame.task.scheduled_at = frame.task.heartbeat_at = record["at"]
 
     def _notified(self, record: dict[str, Any]) -> None:
         self.notified.add(record["status"])

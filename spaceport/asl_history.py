@@ -58,7 +58,7 @@ def _details_key(kind: str) -> str:
 
 
 def _events_of(record: dict[str, Any]) -> Events:
-    """No, one or two AWS events per record; retry, heartbeat and notified have none."""
+    """No, one or two AWS events per record; retry, heartbeat, renewed and notified have none."""
     make: dict[str, Callable[[dict[str, Any]], Events]] = {
         "started": _started,
         "entered": _entered,

@@ -222,16 +222,9 @@ class Engine:
                 continue  # ended before its first record: nobody was told of this execution, it will be started again
             arn = self.step_functions.resume(journal)
             if self.step_functions.describe_execution(arn)["status"] == "RUNNING":
-                self._renew_heartbeats(journal)
+                self.step_functions.renew_limits(arn)
                 journal.tell_where_it_is(self.clock.now().timestamp())
         self.sagemaker.resume()
-
-    def _renew_heartbeats(self, journal: Journal) -> None:
-        """A task's heartbeat did not stop because of the work, but because the engine was away."""
-        for record in journal.read():
-            if record["type"] == "scheduled" and record.get("token"):
-                with contextlib.suppress(ApiError):  # a task that is answered already
-                    self.step_functions.send_task_heartbeat(record["token"])
 
     def _journal(self, execution_arn: str) -> _WatchedJournal:
         if self.work_dir is None:

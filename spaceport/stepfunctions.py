@@ -321,6 +321,15 @@ class StepFunctions:
                     self._status_changed(execution, status)
         return arn
 
+    def renew_limits(self, arn: str) -> None:
+        """Count the limits of a resumed execution, and of its tasks, from now on: the time without an engine is not
+        counted. Called before the clock runs; of no effect on an execution that has ended.
+        """
+        with self._lock:
+            execution = self._execution(arn)
+            if execution.progress.finished is None:
+                execution.renew_limits()
+
     def _machine_as_started(self, started: dict[str, Any]) -> Machine:
         known = self._machines.get(started["machine_arn"])
         if known is not None and known[0].definition == started["definition"]:

@@ -109,7 +109,7 @@ def uninterrupted(definition, script, data):
     return sfn.describe_execution(arn), journal.read(), world, changes
 
 
-def resumed(records, world_before, script, downtime_s=0.0):
+def resumed(records, world_before, script, downtime_s=0.0, renewals=0):
     """Go on from ``records`` in a new process: what was started before is known to the world, nothing else is left."""
     records = json.loads(json.dumps(records))  # what a file would give back
     crash_at = records[-1]["at"]
@@ -126,6 +126,8 @@ def resumed(records, world_before, script, downtime_s=0.0):
     world.jobs = {token: entry for token, entry in world_before.jobs.items() if token in submitted}
     sfn = engine(world, clock, journal, changes, LATER_IDS)
     arn = sfn.resume(journal)
+    for _ in range(renewals):
+        sfn.renew_limits(arn)
     clock.run_until_idle()
     assert not [p for p in world.invoked if p.get("token") in submitted]
     return sfn.describe_execution(arn), journal.read(), world, changes
@@ -263,6 +265,24 @@ def test_deadlines_that_passed_meanwhile_fire_at_once():
         assert answer["stopDate"].timestamp() == records[submitted]["at"] + downtime_s
     answer, _, _, _ = resumed(records[: submitted + 1], world, script, downtime_s=200_000)
     assert answer["status"] == "TIMED_OUT"
+
+
+def test_renewed_limits_count_from_the_renewal_on():
+    """Away for ten days, longer than each limit: the task has its whole time again, the machine as well."""
+    script = {"settle": GOOD, "train": [(1_000_000, None)]}
+    _, records, world, _ = uninterrupted(PIPELINE, script, {})
+    submitted = next(i for i, record in enumerate(records) if record["type"] == "submitted")
+    away_s = 864_000
+    lasted = {}
+    for renewals in (0, 1):
+        answer, journal, _, _ = resumed(records[: submitted + 1], world, script, away_s, renewals)
+        lasted[renewals] = answer["stopDate"].timestamp() - records[submitted]["at"] - away_s
+        assert [record["type"] for record in journal].count("renewed") == renewals
+    assert lasted == {0: 0, 1: 4000}  # HeartbeatSeconds
+    # Cut off once more, the second engine keeps the limits that the first one renewed.
+    renewed = next(i for i, record in enumerate(journal) if record["type"] == "renewed")
+    again, _, _, _ = resumed(journal[: renewed + 1], world, script)
+    assert again["stopDate"] == answer["stopDate"] and again["status"] == answer["status"]
 
 
 @settings(max_examples=60, deadline=None)

@@ -448,3 +448,17 @@ def test_a_photo_that_cannot_be_read_is_named_and_the_run_can_go_on(stages, phot
         with pytest.raises(local_run.LocalRunError, match=r"Permission denied: .*IMG 001.jpg.*spaceport resume"):
             local_run.run(photos, out, {}, lambda event: None, runner=ProcessRunner(stages))
     resume_to_the_end(out, stages)
+
+
+@pytest.mark.parametrize("days", [4, 60])
+def test_a_run_can_rest_longer_than_every_limit(stopped, stages, tmp_path, days):
+    """A training may take three days, an execution 29: by the clock of a machine that is on."""
+    out = tmp_path / "out"
+    shutil.copytree(stopped, out)
+    (journal,) = (out / ".spaceport").glob("executions/*.jsonl")
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    for record in records:
+        record["at"] -= days * 86400
+    journal.write_text("".join(json.dumps(record) + "\n" for record in records))
+    resume_to_the_end(out, stages)
+    assert "-train-1" not in journal.read_text()
