@@ -171,12 +171,58 @@ def test_actions_of_the_workflows_are_pinned_by_commit():
     assert len(found) > 8
 
 
-def test_only_what_was_pushed_is_deployed():
-    """ci runs for pull requests of forks too, whose branch may be called main."""
-    workflow = yaml.safe_load((ROOT / ".github/workflows/deploy.yaml").read_text())
-    assert "workflow_run.event == 'push'" in workflow["jobs"]["build"]["if"]
-    assert workflow["jobs"]["dev"]["needs"] == "build"
-    assert workflow["jobs"]["prod"]["needs"] == "dev"
+PUSHED = {
+    "github.event_name": "workflow_run",
+    "github.ref": "refs/heads/main",
+    "github.event.workflow_run.conclusion": "success",
+    "github.event.workflow_run.event": "push",
+    "github.event.workflow_run.head_branch": "main",
+}
+BY_HAND = {**dict.fromkeys(PUSHED, ""), "github.event_name": "workflow_dispatch", "github.ref": "refs/heads/main"}
+
+
+def holds(expression: str, values: dict[str, str]) -> bool:
+    """An expression of a workflow made of ==, &&, || and brackets; KeyError for a name that `values` lacks."""
+    known = re.sub(
+        r"'[^']*'|[a-z_]+(?:\.[a-z_]+)+", lambda m: m[0] if m[0][0] == "'" else repr(values[m[0]]), expression
+    )
+    return bool(eval(known.replace("&&", " and ").replace("||", " or ").replace("\n", " "), {"__builtins__": {}}))
+
+
+@pytest.fixture(scope="module")
+def deploy_workflow():
+    return yaml.safe_load((ROOT / ".github/workflows/deploy.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("run", "deployed"),
+    [
+        (PUSHED, True),
+        (BY_HAND, True),
+        (PUSHED | {"github.event.workflow_run.conclusion": "failure"}, False),
+        (PUSHED | {"github.event.workflow_run.event": "pull_request"}, False),  # of a fork, whose branch may be main
+        (PUSHED | {"github.event.workflow_run.head_branch": "draft"}, False),
+        (BY_HAND | {"github.ref": "refs/heads/draft"}, False),
+        (BY_HAND | {"github.ref": "refs/tags/main"}, False),
+    ],
+)
+def test_only_what_was_pushed_to_main_is_deployed(deploy_workflow, run, deployed):
+    assert set(deploy_workflow[True]) == {"workflow_run", "workflow_dispatch"}, "another event needs a case here"
+    assert deploy_workflow[True]["workflow_run"]["branches"] == ["main"]
+    assert holds(deploy_workflow["jobs"]["build"]["if"], run) is deployed
+
+
+def test_nothing_is_deployed_before_it_was_built_and_nothing_untested(deploy_workflow):
+    jobs = deploy_workflow["jobs"]
+    assert {name: job.get("needs") for name, job in jobs.items()} == {"build": None, "dev": "build", "prod": "dev"}
+    assert not any("if" in jobs[name] for name in ("dev", "prod")), "they run only after what they need has succeeded"
+    steps = jobs["build"]["steps"]
+    (tests,) = [step for step in steps if step.get("run", "").startswith("make ")]
+    assert {"lint", "types", "test"} <= set(tests["run"].split())
+    assert holds(tests["if"], BY_HAND), "ci may not have seen what is deployed by hand"
+    assert not holds(tests["if"], PUSHED), "ci has just run them"
+    assert not any(step.get("continue-on-error") for step in steps)
+    assert steps.index(tests) < next(i for i, step in enumerate(steps) if "sam build" in step.get("run", ""))
 
 
 # What a role needs of the own key for what it does elsewhere, by AWS's guides for S3, SNS and SageMaker.
