@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import boto3
 import pytest
 import yaml
 
@@ -98,6 +99,22 @@ def test_kept_resources_have_no_fixed_name():
     resources = load_template()["Resources"]
     assert "BucketName" not in resources["Bucket"]["Properties"]
     assert "TableName" not in resources["JobTable"]["Properties"]
+
+
+def test_name_of_the_pages_access_is_the_stacks_own_in_all_regions():
+    """CloudFront keeps these names for the whole account and takes 64 characters; a stack's name may have 128."""
+    regions, names = boto3.Session().get_available_regions("s3"), iam.resolver(JobPrefix="p" * 20)
+
+    def name(region: str, uuid: str) -> str:
+        names.pseudo |= {"AWS::Region": region, "AWS::StackName": "s" * 128}
+        names.pseudo["AWS::StackId"] = f"arn:aws:cloudformation:{region}:{iam.ACCOUNT}:stack/{'s' * 128}/{uuid}"
+        return names.properties("ResultPagesAccess")["OriginAccessControlConfig"]["Name"]
+
+    ids = ("1f8e2a10-7d5b-11ef-9d2c-0a1b2c3d4e5f", "5c90d3b4-7d5b-11ef-9d2c-0a1b2c3d4e5f")
+    made = [name(region, uuid) for region in regions for uuid in ids]
+    assert len(regions) > 20
+    assert len(set(made)) == len(made), "two stacks would want the same name"
+    assert all(re.fullmatch(r"[A-Za-z0-9-]{1,64}", one) for one in made)
 
 
 def test_lifecycle_by_prefix():
