@@ -10,10 +10,12 @@ import json
 
 import pytest
 import yaml
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, WaiterError
 from samtranslator.yaml_helper import yaml_parse
 
+from tests.deploy import iam
 from tests.deploy.stack import NAME
+from tests.unit.fn_cloud import load_template
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 STATEFUL = ("Bucket", "JobTable")
@@ -96,6 +98,32 @@ def test_the_bucket_is_closed_versioned_and_encrypted(stack):
     policy = json.loads(s3.get_bucket_policy(Bucket=bucket)["Policy"])
     deny = next(s for s in policy["Statement"] if s["Effect"] == "Deny")
     assert deny["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+
+
+def test_a_first_deployment_that_fails_leaves_nothing_behind(stack):
+    """What holds data is kept by every deletion but that of the rollback: the next try would make it once more."""
+    template, names = load_template(), iam.resolver()
+    cloudformation, name = stack.client("cloudformation"), "spaceport-fails"
+    resources = {logical_id: {**template["Resources"][logical_id]} for logical_id in STATEFUL}
+    for logical_id, resource in resources.items():
+        resource["Properties"] = names.properties(logical_id)
+    nobodys = {
+        "PolicyName": "nobodys",
+        "Roles": ["there-is-no-such-role"],
+        "PolicyDocument": {"Statement": [{"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "*"}]},
+    }
+    resources["Broken"] = {"Type": "AWS::IAM::Policy", "DependsOn": [*STATEFUL], "Properties": nobodys}
+    body = json.dumps({"Resources": resources})
+    cloudformation.create_stack(StackName=name, TemplateBody=body, Capabilities=["CAPABILITY_IAM"])
+    with pytest.raises(WaiterError, match="ROLLBACK_COMPLETE"):
+        cloudformation.get_waiter("stack_create_complete").wait(StackName=name, WaiterConfig={"Delay": 1})
+    events = cloudformation.describe_stack_events(StackName=name)["StackEvents"]
+    statuses = {(event["LogicalResourceId"], event["ResourceStatus"]) for event in events}
+    for logical_id in STATEFUL:
+        assert {(logical_id, "CREATE_COMPLETE"), (logical_id, "DELETE_COMPLETE")} <= statuses
+    made = {event["PhysicalResourceId"] for event in events if event["LogicalResourceId"] in STATEFUL}
+    assert not made & {bucket["Name"] for bucket in stack.client("s3").list_buckets()["Buckets"]}
+    assert not made & set(stack.client("dynamodb").list_tables()["TableNames"])
 
 
 def test_a_changed_template_updates_and_replaces_nothing_that_holds_data(stack, inbox):

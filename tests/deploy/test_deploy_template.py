@@ -89,9 +89,8 @@ def test_what_holds_data_says_what_happens_to_it():
     stateful = {name for name, resource in resources.items() if resource["Type"] in STATEFUL}
     assert stateful >= KEPT
     for name in stateful:
-        wanted = "Retain" if name in KEPT else "Delete"
-        policies = (resources[name].get("DeletionPolicy"), resources[name].get("UpdateReplacePolicy"))
-        assert policies == (wanted, wanted), name
+        wanted = ("RetainExceptOnCreate", "Retain") if name in KEPT else ("Delete", "Delete")
+        assert (resources[name].get("DeletionPolicy"), resources[name].get("UpdateReplacePolicy")) == wanted, name
 
 
 def test_kept_resources_have_no_fixed_name():
