@@ -6,6 +6,7 @@ import fnmatch
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -114,6 +115,30 @@ def test_name_of_the_pages_access_is_the_stacks_own_in_all_regions():
     assert len(regions) > 20
     assert len(set(made)) == len(made), "two stacks would want the same name"
     assert all(re.fullmatch(r"[A-Za-z0-9-]{1,64}", one) for one in made)
+
+
+def stars(node: yaml.Node) -> Iterator[int]:
+    """Lines, from 0, of each "*" that stands as a statement's resource, alone or in a list."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == "Resource":
+                scalars = value.value if isinstance(value, yaml.SequenceNode) else [value]
+                yield from (one.start_mark.line for one in scalars if one.value == "*")
+            yield from stars(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from stars(item)
+
+
+def test_each_star_says_why():
+    """A resource that is everything has its reason in a comment on its line."""
+    text = TEMPLATE.read_text()
+    lines, found = text.splitlines(), set(stars(yaml.compose(text, Loader=yaml.SafeLoader)))
+    assert len(found) > 8
+    for line in found:
+        assert re.search(r"'\*'\]? # \S.{15,}", lines[line]), (
+            f"template.yaml:{line + 1}: say beside it why it is everything"
+        )
 
 
 def test_lifecycle_by_prefix():
