@@ -157,8 +157,9 @@ def inputs() -> list[Input]:
     for stage in STAGES:
         machine = settings.stage(stage).instance_type
         price = prices.price_usd_per_hour(settings, machine)
-        source = f"{prices.TABLE_DATE}, us-east-1; {prices.TABLE_SOURCE}"
-        found.append(Input(machine, f"{price} USD/h", "published", source))
+        kind = "assumed" if machine in prices.ASSUMED else "published"
+        source = f"{prices.TABLE_DATE}, us-east-1; {prices.ASSUMED.get(machine, prices.TABLE_SOURCE)}"
+        found.append(Input(machine, f"{price} USD/h", kind, source))
     return found
 
 

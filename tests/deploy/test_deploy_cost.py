@@ -11,6 +11,7 @@ from benchmarks import cost
 from benchmarks.marks import between
 from options import JobOptions
 from tests.deploy.environments import ROOT
+from tests.unit.fn_cloud import load_template
 from train.stage import AROUND_TRAINING_S
 
 PAGE = (ROOT / "docs" / "cost.md").read_text()
@@ -64,6 +65,20 @@ def test_each_input_says_where_it_comes_from():
         assert len(one.source) > 10, one.name
     for name in re.findall(r"([\w-]+\.json) \(", cost.inputs_table()):
         assert (cost.RESULTS / name).is_file()
+
+
+def test_every_machine_that_can_be_chosen_has_a_price_and_an_assumed_one_is_called_so():
+    parameters = load_template()["Parameters"]
+    machines = {
+        m for stage in ("Sfm", "Train", "Compress") for m in parameters[f"{stage}InstanceType"]["AllowedValues"]
+    }
+    assert set(prices.TABLE_USD_PER_HOUR) == machines
+    assert set(prices.ASSUMED) < machines
+    kinds = {one.name: one.kind for one in cost.inputs() if one.name in machines}
+    assert kinds == {name: "assumed" if name in prices.ASSUMED else "published" for name in kinds}
+    assert set(kinds.values()) == {"assumed", "published"}
+    for name in prices.ASSUMED:
+        assert name in PAGE or name.split(".")[1] in PAGE
 
 
 def test_training_on_the_stages_machine_by_hand():
