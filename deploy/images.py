@@ -2,6 +2,8 @@
 
     python deploy/images.py push  --env default     build and check here, push   (needs a container engine)
     python deploy/images.py cloud --env default     build in the account with the stack's CodeBuild project
+    python deploy/images.py cloud --reuse           the same, unless the registry has images of these sources already
+    python deploy/images.py ready --env default     say whether the stack is there; exit status 1 if not
 
 The stack exists already: it has the repositories. The next `sam deploy` uses the images.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import hashlib
 import io
 import re
 import shlex
@@ -28,7 +31,14 @@ CONFIG = ROOT / "samconfig.toml"
 STAGES = ("sfm", "train", "compress")
 PARAMETERS = {"sfm": "SfmImageUri", "train": "TrainImageUri", "compress": "CompressImageUri"}
 SOURCE_KEY = "image-sources/source.zip"
+SOURCES = ("containers", "deploy/buildspec.yaml")  # what images of the same content have in common
+DEPLOYED_TAG = "deployed-"  # rules of the repositories count images with this tag apart (template.yaml)
 POLL_S = 20
+# Kinds of manifests, so that the registry gives each as it was pushed: another form has another digest.
+MANIFESTS = [
+    *(f"application/vnd.docker.distribution.manifest.{kind}v2+json" for kind in ("", "list.")),
+    *(f"application/vnd.oci.image.{kind}.v1+json" for kind in ("manifest", "index")),
+]
 
 
 class DeployError(Exception):
@@ -61,6 +71,41 @@ def new_tag() -> str:
         ["git", "-C", ROOT, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
     )
     return f"{commit.stdout.strip() or 'source'}-{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
+
+
+def content_tag(train_engine: str) -> str:
+    """Tag that all images of the same committed sources have, whatever else was committed."""
+    command = ["git", "-C", str(ROOT), "rev-parse", *(f"HEAD:{path}" for path in SOURCES)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise DeployError(f"the sources of the images cannot be told: {found.stderr.strip()}")
+    return f"sources-{hashlib.sha256(found.stdout.encode()).hexdigest()[:16]}-{train_engine}"
+
+
+def keep_deployed(registry: str, parameters: dict[str, str]) -> None:
+    """Tag the images that the stack runs with now, so that no number of newer ones makes the registry expire them."""
+    ecr = boto3.client("ecr")
+    for name in PARAMETERS.values():
+        host, _, rest = parameters.get(name, "").partition("/")
+        repository, _, digest = rest.partition("@")
+        if host != registry or not digest:
+            continue
+        ask = {"repositoryName": repository, "imageIds": [{"imageDigest": digest}], "acceptedMediaTypes": MANIFESTS}
+        found = ecr.batch_get_image(**ask)["images"]
+        if not found:
+            print(f"warning: {name} of the stack names {digest}, which {repository} does not have: jobs cannot start")
+            continue
+        try:
+            ecr.put_image(
+                repositoryName=repository,
+                imageManifest=found[0]["imageManifest"],
+                imageManifestMediaType=found[0]["imageManifestMediaType"],
+                imageTag=DEPLOYED_TAG + digest.removeprefix("sha256:")[:16],
+                imageDigest=digest,
+            )
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in ("ImageAlreadyExistsException", "ImageTagAlreadyExistsException"):
+                raise  # these two say that it has the tag
 
 
 def push(registry: str, prefix: str, tag: str, train_engine: str) -> None:
@@ -129,6 +174,16 @@ def digests(registry: str, prefix: str, tag: str) -> dict[str, str]:
     return found
 
 
+def known_digests(registry: str, prefix: str, tag: str) -> dict[str, str]:
+    """Those of the images under ``tag``; empty when one of the stages has none."""
+    try:
+        return digests(registry, prefix, tag)
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "ImageNotFoundException":
+            return {}
+        raise
+
+
 def with_parameters(config: str, env: str, values: dict[str, str]) -> str:
     """The text of samconfig.toml with ``values`` in the environment's parameter_overrides; the rest stays as it is."""
     section = re.search(rf"^\[{re.escape(env)}\.deploy\.parameters\]\n(?:(?!\[).*\n?)*", config, re.MULTILINE)
@@ -150,23 +205,37 @@ def with_parameters(config: str, env: str, values: dict[str, str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("way", choices=("push", "cloud"))
+    parser.add_argument("way", choices=("push", "cloud", "ready"))
     parser.add_argument("--env", default="default", help="environment of samconfig.toml")
     parser.add_argument("--account-region", default="", help="123456789012.eu-central-1: refuse any other account")
     parser.add_argument("--train-engine", choices=("cpu", "gpu"), default="gpu")
+    parser.add_argument("--reuse", action="store_true", help="cloud: build only what the registry does not have")
     arguments = parser.parse_args()
     outputs, parameters = describe_stack(deployed_stack(arguments.env))
-    registry, prefix, tag = outputs["ImageRegistry"], parameters["JobPrefix"], new_tag()
+    if arguments.way == "ready":
+        return
+    registry, prefix = outputs["ImageRegistry"], parameters["JobPrefix"]
     account, _, _, region, *_ = registry.split(".")  # 123456789012.dkr.ecr.eu-central-1.amazonaws.com
     if arguments.account_region and arguments.account_region != f"{account}.{region}":
         raise DeployError(f"the stack is in {account}.{region}, not in {arguments.account_region}")
-    if arguments.way == "push":
-        push(registry, prefix, tag, arguments.train_engine)
-    else:
-        build_in_account(outputs["BucketName"], outputs["ImageBuildProject"], tag, arguments.train_engine)
-    values = digests(registry, prefix, tag)
+    keep_deployed(registry, parameters)
+    values = made(arguments, outputs, registry, prefix)
     CONFIG.write_text(with_parameters(CONFIG.read_text(encoding="utf-8"), arguments.env, values), encoding="utf-8")
     print("\n".join(f"{name} {value}" for name, value in values.items()))
+
+
+def made(arguments: argparse.Namespace, outputs: dict[str, str], registry: str, prefix: str) -> dict[str, str]:
+    """Build what is to be built; returns the value of each image parameter."""
+    engine = arguments.train_engine
+    if arguments.way == "push":
+        tag = new_tag()
+        push(registry, prefix, tag, engine)
+        return digests(registry, prefix, tag)
+    tag = content_tag(engine) if arguments.reuse else new_tag()
+    known = known_digests(registry, prefix, tag) if arguments.reuse else {}
+    if not known:
+        build_in_account(outputs["BucketName"], outputs["ImageBuildProject"], tag, engine)
+    return known or digests(registry, prefix, tag)
 
 
 if __name__ == "__main__":
