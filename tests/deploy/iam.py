@@ -11,7 +11,7 @@ from spaceport.intrinsics import Resolver
 from spaceport.template import parameter_values, read_template, transform
 from tests.deploy.environments import ROOT
 
-REGION, ACCOUNT = "us-east-1", "123456789012"
+REGION, ACCOUNT, SENDER = "us-east-1", "123456789012", "spaceport@example.com"
 FUNCTIONS = {
     "ingest": "IngestFunction",
     "settle": "SettleFunction",
@@ -43,17 +43,9 @@ SAME_ACTION = {
 }
 
 
-@dataclass(frozen=True)
-class Grant:
-    """One action on one resource of one function's role. ``sid`` names the statement."""
-
-    function: str
-    sid: str
-    action: str
-    resource: str
-
-    def covers(self, action: str, resource: str) -> bool:
-        return self.action == action and fnmatch.fnmatchcase(resource, self.resource)
+# What AWS compares in a condition, which the recorded calls show. Another key in a role needs its source in `of_call`.
+CONDITION_KEYS = ("ses:FromAddress", "events:source", "iam:PassedToService")
+Keys = frozenset[tuple[str, str]]  # condition keys with their values
 
 
 @dataclass(frozen=True)
@@ -64,11 +56,27 @@ class Need:
     action: str
     resource: str
     test: str
+    keys: Keys = frozenset()
+
+
+@dataclass(frozen=True)
+class Grant:
+    """One action on one resource of one function's role. ``sid`` names the statement."""
+
+    function: str
+    sid: str
+    action: str
+    resource: str
+    conditions: Keys = frozenset()
+
+    def covers(self, need: Need) -> bool:
+        named = self.function == need.function and self.action == need.action
+        return named and fnmatch.fnmatchcase(need.resource, self.resource) and self.conditions <= need.keys
 
 
 def resolver(**parameters: str) -> Resolver:
     document = read_template(ROOT / "template.yaml")
-    values = parameter_values(document, {"SenderEmail": "spaceport@example.com", **parameters})
+    values = parameter_values(document, {"SenderEmail": SENDER, **parameters})
     return Resolver(transform(document, values, ROOT, REGION), values, "spaceport", REGION, ACCOUNT)
 
 
@@ -88,8 +96,18 @@ def grants(names: Resolver) -> list[Grant]:
             for action in as_list(statement["Action"]):
                 for resource in as_list(statement["Resource"]):
                     if fits(action, resource):
-                        found.append(Grant(function, statement["Sid"], action, resource))
+                        found.append(Grant(function, statement["Sid"], action, resource, conditions(statement)))
     return found
+
+
+def conditions(statement: dict[str, Any]) -> Keys:
+    """Keys and values of a statement's condition; KeyError for an operator or a key that is not known here."""
+    wanted = dict(statement.get("Condition", {}))
+    pairs = frozenset(wanted.pop("StringEquals", {}).items())
+    unknown = [*wanted, *(key for key, _ in pairs if key not in CONDITION_KEYS)]
+    if unknown:
+        raise KeyError(f"{statement['Sid']}: say in tests/deploy/iam.py where the value of {unknown} is to be seen")
+    return pairs
 
 
 def fits(action: str, resource: str) -> bool:
@@ -105,7 +123,7 @@ def as_list(value: Any) -> list[Any]:
 def needs(names: Resolver, calls: list[list[Any]]) -> set[Need]:
     """What the recorded calls need, with resources of the stack in the place of those of the tests."""
     return {
-        Need(FUNCTIONS[handler], action, resource, test)
+        Need(FUNCTIONS[handler], action, resource, test, of_condition(action, service, parameters))
         for handler, service, operation, parameters, error, test in calls
         for action, resource in of_call(names, service, operation, parameters, error)
     }
@@ -145,6 +163,17 @@ def of_call(
     return [(action, resource)]
 
 
+def of_condition(action: str, service: str, parameters: dict[str, Any]) -> Keys:
+    """Values of the condition keys of one call."""
+    if action.startswith("ses:"):
+        return frozenset({("ses:FromAddress", parameters["FromEmailAddress"].replace("SENDER_EMAIL", SENDER))})
+    if action == "events:PutEvents":
+        return frozenset(("events:source", source) for source in parameters["Entries"])
+    if action == "iam:PassRole":  # to the service whose call names the role
+        return frozenset({("iam:PassedToService", f"{service}.amazonaws.com")})
+    return frozenset()
+
+
 def of_sagemaker(names: Resolver, operation: str, parameters: dict[str, Any], action: str) -> list[tuple[str, str]]:
     kind = "training" if "Training" in operation else "processing"
     name = parameters[f"{kind.capitalize()}JobName"]
@@ -162,11 +191,7 @@ def of_sagemaker(names: Resolver, operation: str, parameters: dict[str, Any], ac
 def missing(granted: list[Grant], needed: set[Need]) -> list[Need]:
     """What a handler does and its role does not allow: it would fail in AWS."""
     return sorted(
-        (
-            need
-            for need in needed
-            if not any(g.function == need.function and g.covers(need.action, need.resource) for g in granted)
-        ),
+        (need for need in needed if not any(grant.covers(need) for grant in granted)),
         key=lambda need: (need.function, need.action, need.resource),
     )
 
@@ -178,7 +203,7 @@ def uses(granted: list[Grant], needed: set[Need]) -> dict[Grant, list[str]]:
     for need in needed:
         by_function[need.function].append(need)
     for grant in granted:
-        tests[grant] |= {n.test for n in by_function[grant.function] if grant.covers(n.action, n.resource)}
+        tests[grant] |= {need.test for need in by_function[grant.function] if grant.covers(need)}
     return {
         grant: sorted(found, key=lambda test: (not test.startswith("test_functions_"), test))
         for grant, found in tests.items()
@@ -200,12 +225,16 @@ def page(used: dict[Grant, list[str]], names: Resolver) -> str:
         "explained here), and when this page is old. `tests/deploy/test_deploy_local.py` runs the deployed functions",
         "at an endpoint that enforces these roles. Roles of the stages: [security](security.md).",
         "",
+        "Conditions are compared too, by what a recorded call shows of them; that a role is lent to SageMaker is",
+        "taken from the call that names it. What AWS itself does in a role's name (its rows say so) no call shows.",
+        "",
         "| function | action | resource | used in, or why it is granted |",
         "|---|---|---|---|",
     ]
     for grant, tests in sorted(used.items(), key=lambda item: (item[0].function, item[0].action, item[0].resource)):
         evidence = f"`{tests[0]}`" if tests else f"({why_uncalled(grant) or 'NOT USED'})"
-        lines.append(f"| {grant.function} | `{grant.action}` | `{short(grant.resource)}` | {evidence} |")
+        only = "".join(f", only `{key}` = `{value}`" for key, value in sorted(grant.conditions))
+        lines.append(f"| {grant.function} | `{grant.action}` | `{short(grant.resource)}`{only} | {evidence} |")
     return "\n".join(lines) + "\n"
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -77,10 +78,25 @@ def test_nothing_is_granted_that_is_never_used(granted, needed):
 
 
 def test_a_lost_grant_would_be_noticed(granted, needed):
-    """The comparison itself can fail: without any one used grant something is missing, or another grant covers it."""
-    for function in iam.FUNCTIONS.values():
-        without = [g for g in granted if g.function != function or not g.action.startswith("dynamodb:")]
-        assert {need.function for need in iam.missing(without, needed)} == {function}
+    """The comparison itself can fail: without any one of the grants that tests use, a call is refused."""
+    used = [grant for grant, tests in iam.uses(granted, needed).items() if tests]
+    assert len(used) > 40
+    for grant in used:
+        without = [other for other in granted if other != grant]
+        refused = iam.missing(without, needed)
+        assert refused, f"{grant} is granted twice: another grant covers all that it is used for"
+        assert all(grant.function == need.function and grant.action == need.action for need in refused)
+
+
+def test_a_call_that_a_condition_forbids_would_be_noticed(granted, needed):
+    """A mail from another sender, an event of another source, a role that is lent to another service."""
+    bound = [grant for grant in granted if grant.conditions]
+    assert {key for grant in bound for key, _ in grant.conditions} == set(iam.CONDITION_KEYS)
+    for need in needed:
+        for key in need.keys:
+            other = replace(need, keys=need.keys - {key} | {(key[0], "another")})
+            assert iam.missing(granted, {need}) == []
+            assert iam.missing(granted, {other}) == [other]
 
 
 def test_state_machine_may_do_what_its_states_do_and_nothing_else(names):
