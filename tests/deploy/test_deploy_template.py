@@ -13,7 +13,8 @@ import boto3
 import pytest
 import yaml
 
-from spaceport.template import load_stack
+from spaceport.intrinsics import Resolver
+from spaceport.template import load_stack, read_template
 from tests.deploy import iam
 from tests.deploy.environments import ROOT, clean_environment, run
 from tests.unit.fn_cloud import load_template
@@ -130,15 +131,14 @@ def stars(node: yaml.Node) -> Iterator[int]:
             yield from stars(item)
 
 
-def test_each_star_says_why():
+@pytest.mark.parametrize(("file", "least"), [("template.yaml", 9), ("deploy/github-role.yaml", 1)])
+def test_each_star_says_why(file, least):
     """A resource that is everything has its reason in a comment on its line."""
-    text = TEMPLATE.read_text()
+    text = (ROOT / file).read_text()
     lines, found = text.splitlines(), set(stars(yaml.compose(text, Loader=yaml.SafeLoader)))
-    assert len(found) > 8
+    assert len(found) >= least
     for line in found:
-        assert re.search(r"'\*'\]? # \S.{15,}", lines[line]), (
-            f"template.yaml:{line + 1}: say beside it why it is everything"
-        )
+        assert re.search(r"'\*'\]? # \S.{15,}", lines[line]), f"{file}:{line + 1}: say beside it why it is everything"
 
 
 def test_lifecycle_by_prefix():
@@ -342,6 +342,58 @@ def test_nothing_is_deployed_before_it_was_built_and_nothing_untested(deploy_wor
     assert not holds(tests["if"], PUSHED), "ci has just run them"
     assert not any(step.get("continue-on-error") for step in steps)
     assert steps.index(tests) < next(i for i, step in enumerate(steps) if "sam build" in step.get("run", ""))
+
+
+# Prefix of the actions of a service whose resource types are called otherwise.
+ACTIONS_OF = {"StepFunctions": "states"}
+
+
+@pytest.fixture(scope="module")
+def workflow_role():
+    values = {"Repository": "someone/spaceport", "Environment": "dev", "StackName": "spaceport-dev", "JobPrefix": "dev"}
+    template = read_template(ROOT / "deploy/github-role.yaml")
+    names = Resolver(template, {"ProviderArn": "", **values}, "github", iam.REGION, iam.ACCOUNT)
+    names.physical_name = names.arn = lambda logical_id, *_: f"the {logical_id}"  # nothing is looked up in them
+    return names.properties("Role")
+
+
+@pytest.mark.timeout(120)
+def test_role_of_the_workflow_has_a_template_without_findings():
+    done = run(
+        [Path(sys.executable).with_name("cfn-lint"), "--include-checks", "W", "--", ROOT / "deploy/github-role.yaml"]
+    )
+    assert done.stdout.strip() == ""
+
+
+def test_role_of_the_workflow_trusts_one_environment_of_one_repository(workflow_role):
+    (statement,) = workflow_role["AssumeRolePolicyDocument"]["Statement"]
+    assert statement["Action"] == "sts:AssumeRoleWithWebIdentity"
+    assert statement["Condition"] == {
+        "StringEquals": {
+            "token.actions.githubusercontent.com:aud": "sts.amazonaws.com",
+            "token.actions.githubusercontent.com:sub": "repo:someone/spaceport:environment:dev",
+        }
+    }
+    workflow = yaml.safe_load((ROOT / ".github/workflows/deploy-to.yaml").read_text())["jobs"]["deploy"]
+    asked_s = [step["with"].get("role-duration-seconds") for step in workflow["steps"] if "with" in step]
+    assert [s for s in asked_s if s] == [workflow_role["MaxSessionDuration"]]
+
+
+def test_role_of_the_workflow_may_make_every_kind_of_resource_and_its_roles_for_nobody_else(workflow_role):
+    (policy,) = workflow_role["Policies"]
+    statements = policy["PolicyDocument"]["Statement"]
+    services = {action.partition(":")[0] for s in statements for action in iam.as_list(s["Action"])}
+    kinds = {resource["Type"].split("::")[1] for resource in iam.resolver().resources.values()}
+    assert len(kinds) > 12
+    assert {ACTIONS_OF.get(kind, kind.lower()) for kind in kinds} <= services
+    for statement in statements:
+        actions, resources = iam.as_list(statement["Action"]), iam.as_list(statement["Resource"])
+        if any(action.startswith("iam:") for action in actions):
+            assert resources == [f"arn:aws:iam::{iam.ACCOUNT}:role/spaceport-dev-*"]
+            assert not any("*" in action for action in actions)
+        if "iam:PassRole" in actions:
+            assert statement["Condition"]["StringEquals"]["iam:PassedToService"]
+        assert "*" not in resources or not any(action.endswith("*") for action in actions)
 
 
 # What a role needs of the own key for what it does elsewhere, by AWS's guides for S3, SNS and SageMaker.
