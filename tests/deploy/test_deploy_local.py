@@ -5,7 +5,6 @@ The endpoint enforces IAM: functions and stages act in their roles, so that a pe
 
 from __future__ import annotations
 
-import copy
 import json
 
 import pytest
@@ -127,19 +126,35 @@ def test_a_first_deployment_that_fails_leaves_nothing_behind(stack):
 
 
 def test_a_changed_template_updates_and_replaces_nothing_that_holds_data(stack, inbox):
-    """A second `sam deploy`: another limit, retention and memory size, a key of its own, a sender of mails."""
+    """A second `sam deploy`: other limits, a key of its own, a sender of mails; bucket and table changed in place."""
     before = stack.resources()
-    changed = yaml_parse(stack.template.read_text())
-    changed = json.loads(json.dumps(changed, default=str))
-    changed["Parameters"]["WorkRetentionDays"]["Default"] = 14
-    changed["Resources"]["SettleFunction"]["Properties"]["MemorySize"] = 640
+    changed = json.loads(json.dumps(yaml_parse(stack.template.read_text()), default=str))
+    resources = changed["Resources"]
+    resources["SettleFunction"]["Properties"]["MemorySize"] = 640
+    rule = {"AllowedMethods": ["GET"], "AllowedOrigins": ["https://pages.example.com"]}
+    resources["Bucket"]["Properties"]["CorsConfiguration"] = {"CorsRules": [rule]}
+    resources["JobTable"]["Properties"]["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"] = False
     file = stack.template.with_name("changed.yaml")
-    file.write_text(yaml.safe_dump(copy.deepcopy(changed), sort_keys=False))
-    log = stack.deploy(file, MaxPhotos="1000", UseOwnKey="true", SenderEmail=SENDER)
+    file.write_text(yaml.safe_dump(changed, sort_keys=False))
+    log = stack.deploy(file, MaxPhotos="1000", WorkRetentionDays="14", UseOwnKey="true", SenderEmail=SENDER)
     assert "UPDATE_COMPLETE" in log
     after = stack.resources()
     for name in STATEFUL:
         assert after[name] == before[name], f"{name} was replaced"
+    (allowed,) = stack.client("s3").get_bucket_cors(Bucket=after["Bucket"])["CORSRules"]
+    assert allowed["AllowedOrigins"] == rule["AllowedOrigins"], "the bucket was updated"
+    backups = stack.client("dynamodb").describe_continuous_backups(TableName=after["JobTable"])
+    recovery = backups["ContinuousBackupsDescription"]["PointInTimeRecoveryDescription"]
+    assert recovery["PointInTimeRecoveryStatus"] == "DISABLED", "the table was updated"
+    cloudformation = stack.client("cloudformation")
+    (now,) = cloudformation.describe_stacks(StackName=NAME)["Stacks"]
+    assert {"ParameterKey": "WorkRetentionDays", "ParameterValue": "14"} in now["Parameters"]
+    deployed = cloudformation.get_template(StackName=NAME, TemplateStage="Processed")["TemplateBody"]
+    deployed = yaml_parse(deployed) if isinstance(deployed, str) else deployed
+    for name in (*STATEFUL, "DataKey"):
+        resource = deployed["Resources"][name]
+        policies = (resource["DeletionPolicy"], resource["UpdateReplacePolicy"])
+        assert policies == ("RetainExceptOnCreate", "Retain"), f"{name} as it was deployed"
     function = stack.client("lambda").get_function_configuration(FunctionName=after["SettleFunction"])
     assert function["MemorySize"] == 640
     assert function["Environment"]["Variables"]["MAX_PHOTOS"] == "1000"

@@ -8,10 +8,12 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
 import yaml
+from cfnlint.schema import PROVIDER_SCHEMA_MANAGER
 
 from spaceport.intrinsics import Resolver
 from spaceport.template import load_stack, read_template
@@ -93,6 +95,43 @@ def test_what_holds_data_says_what_happens_to_it():
     for name in stateful:
         wanted = ("RetainExceptOnCreate", "Retain") if name in KEPT else ("Delete", "Delete")
         assert (resources[name].get("DeletionPolicy"), resources[name].get("UpdateReplacePolicy")) == wanted, name
+
+
+def named_in(value: Any) -> set[str]:
+    """What a property's value depends on: names after Ref, in Sub, and conditions."""
+    if isinstance(value, list):
+        return set().union(*map(named_in, value))
+    if not isinstance(value, dict):
+        return set()
+    found = named_in(list(value.values()))
+    if "Ref" in value:
+        found.add(value["Ref"])
+    if "Fn::If" in value:
+        found.add(value["Fn::If"][0])
+    if isinstance(value.get("Fn::Sub"), str):
+        found |= set(re.findall(r"\$\{(\w+)\}", value["Fn::Sub"]))
+    return found
+
+
+def what_replaces(resource: dict[str, Any]) -> set[str]:
+    """Names that a resource's properties depend on where another value of them makes another resource."""
+    schema = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-east-1", resource["Type"]).schema
+    found = set()
+    for pointer in schema.get("createOnlyProperties", []) + schema.get("conditionalCreateOnlyProperties", []):
+        value = resource["Properties"]
+        for part in pointer.removeprefix("/properties/").split("/"):
+            value = value.get(part) if isinstance(value, dict) else None
+        found |= named_in(value)
+    return found
+
+
+def test_no_parameter_replaces_what_is_kept():
+    """By CloudFormation's own schemas of the resources. A table that was replaced would be an empty one."""
+    template = load_template()
+    choices = {*template["Parameters"], *template["Conditions"]}
+    for name in KEPT:
+        assert not what_replaces(template["Resources"][name]) & choices, name
+    assert what_replaces(template["Resources"]["SfmRepository"]) == {"JobPrefix"}, "the check sees what would"
 
 
 def test_kept_resources_have_no_fixed_name():
