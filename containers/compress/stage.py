@@ -11,7 +11,7 @@ import numpy as np
 from compress.clean import clean
 from compress.evaluate import draw, encode_to_quality, evaluate, heldout_views
 from compress.fetch_viewer import viewer_package
-from compress.page import write_page
+from compress.page import SINGLE_PAGE, write_page, write_single_page
 from compress.report import build_report, read_metrics, read_number, read_title
 from compress.report_page import write_report_page
 from compress.sog_decode import decode_sog
@@ -36,7 +36,7 @@ STEPS = (
 )
 OUTPUTS = (
     *("scene.sog", "scene.spz", "index.html", "index.js", "index.css", "page.js", "page.css", "LICENSE-viewer.txt"),
-    *("settings.json", "poster.jpg", "report.json", "report.html"),
+    *("settings.json", "poster.jpg", "report.json", "report.html", SINGLE_PAGE),
 )
 
 
@@ -69,6 +69,7 @@ def run(job: Job) -> None:
     camera = choose_start_camera(scene)
     save_photo(job.output / "poster.jpg", draw(decoded, camera.view(*POSTER_SIZE)), quality=85)
     write_page(job.output, read_title(job.options), viewer_settings(camera))
+    write_single_page(job.output, read_title(job.options))
 
     announce(job, 4)
     long_side = max(int(metrics["image_width"]), int(metrics["image_height"]))

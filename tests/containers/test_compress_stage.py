@@ -112,7 +112,7 @@ def test_stage_writes_all_it_promises(job: Job) -> None:
 
 def test_pages_escape_what_people_wrote_and_load_only_neighbours(job: Job) -> None:
     run(job)
-    for name in ("index.html", "report.html"):
+    for name in ("index.html", "report.html", "scene.html"):
         html = (job.output / name).read_text()
         assert "<b>title" not in html and "A &lt;b&gt;title&lt;/b&gt; &amp;" in html
         parser = Loaded()
@@ -122,9 +122,10 @@ def test_pages_escape_what_people_wrote_and_load_only_neighbours(job: Job) -> No
             assert neighbour or address.startswith("data:"), address
         assert not re.search(r"https?://(?!www\.w3\.org)", html)
     assert "Too &lt;blurred&gt;." in (job.output / "report.html").read_text()
-    report_page = Loaded()
-    report_page.feed((job.output / "report.html").read_text())
-    assert all(address.startswith("data:") for address in report_page.addresses)
+    for name in ("report.html", "scene.html"):
+        alone = Loaded()
+        alone.feed((job.output / name).read_text())
+        assert all(address.startswith("data:") for address in alone.addresses), name
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,20 @@ def test_scene_is_seen_upright_and_framed(shown: Watched) -> None:
     assert_upright_and_framed(shown.picture("scene.png"))
 
 
+@pytest.mark.parametrize("way", ["served", "file"])
+def test_the_single_page_shows_the_scene_by_itself(browser, results: Path, address: str, way: str) -> None:
+    """By a link to one object, and from a disk: it loads nothing beside it, and the scene is the same."""
+    alone = (results / "results/balls/balls-01/scene.html").as_uri() if way == "file" else address + "scene.html"
+    watched = Watched(browser, alone + "?noui")
+    watched.wait_for_first_frame()
+    watched.page.wait_for_timeout(500)
+    assert_upright_and_framed(watched.picture(f"single-{way}.png"))
+    assert watched.page.title() == TITLE
+    assert [url for url in watched.requests if not url.startswith(("data:", "blob:"))] == [alone + "?noui"]
+    assert watched.complaints == []
+    watched.context.close()
+
+
 def test_nothing_is_fetched_from_elsewhere_and_nothing_complains(shown: Watched, address: str) -> None:
     assert shown.elsewhere(address) == []
     assert shown.complaints == []

@@ -1,7 +1,8 @@
-// Starts the viewer on the files beside this page. Nothing in the address can make it load anything else.
+// Starts the viewer on the files beside this page, or in it (scene.html). Nothing in the address can make it load anything else.
 import { createViewer } from './index.js';
 
-const here = (name) => new URL(name, import.meta.url).href;
+const inside = JSON.parse(document.getElementById('files')?.textContent ?? '{}');
+const here = (name) => inside[name] ?? new URL(name, import.meta.url).href;
 const flags = new URL(location.href).searchParams;
 
 // Nobody has chosen yet whether the list of controls is open: the scene comes first, a button opens the list.
@@ -40,6 +41,7 @@ const start = async () => {
         settings,
         contents,
         contentUrl: here('scene.sog'),
+        contentFilename: 'scene.sog',
         posterUrl: here('poster.jpg'),
         renderer: flags.has('webgl') ? 'webgl' : 'webgpu',
         ui: !flags.has('noui'),
