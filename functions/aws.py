@@ -61,6 +61,12 @@ def s3() -> S3Client:
 
 
 @cache
+def signing_s3() -> S3Client:
+    """Signs links: by version 4, which encrypted objects demand, and to the region's own address."""
+    return boto3.client("s3", config=Config(signature_version="s3v4", s3={"addressing_style": "virtual"}))
+
+
+@cache
 def sagemaker() -> SageMakerClient:
     return boto3.client("sagemaker", config=CONFIG)
 
@@ -92,6 +98,6 @@ def table(name: str) -> Table:
 
 def reset() -> None:
     """Forget the cached clients, so that the next call makes them for the present environment."""
-    cached: tuple[Any, ...] = (s3, sagemaker, stepfunctions, sns, sesv2, events, table)
+    cached: tuple[Any, ...] = (s3, signing_s3, sagemaker, stepfunctions, sns, sesv2, events, table)
     for maker in cached:
         maker.cache_clear()

@@ -43,12 +43,13 @@ def _templates() -> Environment:
 
 
 def succeeded(job: dict[str, Any], link: str, report: dict[str, Any], cost_usd: float) -> Message:
-    """The link, and the figures of report.json that exist."""
+    """The link, whether it ends (it was signed), and the figures of report.json that exist."""
     return _render(
         "succeeded",
         f"Your 3D scene {title_of(job)} is ready",
         title=title_of(job),
         link=link,
+        expires=link != job["result_url"],
         figures=figures(report, cost_usd),
     )
 

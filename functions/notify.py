@@ -19,7 +19,6 @@ import results
 import sagemaker_jobs
 from failures import Failure
 from service_errors import retried
-from settings import settings
 from telemetry import count_by, logger, metrics, tracer
 
 EVENT_SOURCE = "spaceport"  # the role may put events of this source alone
@@ -55,7 +54,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         if job["status"] in ("ABORTED", "FAILED") and is_redriven(job):
             jobs.resume_job(job_id, job["ended_at"])  # it was stopped while it was published
         results.publish(job)
-        link = f"{settings().result_base_url}/{job['scene']}/{job_id}/{results.PAGE}"
+        link = results.address(job)
         # From here on the job has succeeded, whatever becomes of this call (state FailUnlessDone).
         if not jobs.end_job(job_id, "SUCCEEDED", result_url=link, cost_usd=round(prices.spent_usd(job), 6)):
             results.unpublish(job)  # it was aborted while it was published
@@ -182,7 +181,7 @@ def tell_once(job_id: str) -> dict[str, Any]:
     try:
         if job["status"] == "SUCCEEDED":
             report = results.read_report(job)
-            message = mails.succeeded(job, job["result_url"], report, job["cost_usd"])
+            message = mails.succeeded(job, results.link(job), report, job["cost_usd"])
         else:
             message = mails.failed(job, failure_of(job, {}))
         channel = mails.send(message, (job.get("options") or {}).get("email"))

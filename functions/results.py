@@ -12,9 +12,13 @@ from botocore.exceptions import ClientError
 import aws
 import layout
 from failures import failure
+from settings import settings
 
 DELETE_LIMIT = 1000  # DeleteObjects
 PAGE = "index.html"
+SINGLE_PAGE = "scene.html"  # with all that it shows in it: a signed link opens one object
+# The longest that a link is signed for. It ends before that with the session of the function that signed it.
+LINK_LIFE_S = 12 * 3600
 REPORT = "report.json"
 SCENE_FILE = "scene.ply"
 # What browsers need to be told and Python does not know everywhere.
@@ -39,7 +43,7 @@ def publish(job: dict[str, Any]) -> str:
     """Copy the compress stage's folder and scene.ply to results/<scene>/<job_id>/; returns the key of the page there.
 
     Copying again gives the same objects, so a repeated call is harmless. Raises the failure OUTPUT_MISSING without a
-    page.
+    page, or without the one that links lead to.
     """
     bucket, job_results = job["bucket"], job["results"]
     target = layout.results_prefix(job["scene"], job["job_id"])
@@ -58,11 +62,34 @@ def publish(job: dict[str, Any]) -> str:
     page = sources.pop(PAGE, None)
     if page is None:
         raise failure("OUTPUT_MISSING", f"The compress stage left no {PAGE} in {folder}. This is a fault of Spaceport.")
+    if not settings().result_base_url and SINGLE_PAGE not in sources:
+        raise failure(
+            "OUTPUT_MISSING",
+            f"The compress stage left no {SINGLE_PAGE} in {folder}: its image is older than the stack.",
+        )
     with ThreadPoolExecutor(max_workers=aws.S3_THREADS // 4) as pool:
         for _ in pool.map(lambda name: _copy(bucket, sources[name], target + name), sorted(sources)):
             pass
     _copy(bucket, page, target + PAGE)
     return target + PAGE
+
+
+def address(job: dict[str, Any]) -> str:
+    """Where the published result is, for the job's row: at a web server, else in the bucket, where only links lead."""
+    base = settings().result_base_url
+    if base:
+        return f"{base}/{job['scene']}/{job['job_id']}/{PAGE}"
+    return layout.uri(job["bucket"], layout.results_prefix(job["scene"], job["job_id"]) + SINGLE_PAGE)
+
+
+def link(job: dict[str, Any]) -> str:
+    """What opens the result of a job that has succeeded; where no web server does, a link that is signed now."""
+    if not job["result_url"].startswith("s3://"):
+        return str(job["result_url"])
+    bucket, key = layout.split_uri(job["result_url"])
+    return aws.signing_s3().generate_presigned_url(
+        "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=LINK_LIFE_S
+    )
 
 
 def unpublish(job: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ OUTPUTS = {
     "train": {"scene.ply": b"ply\n", "metrics.json": b'{"psnr": 27.5}'},
     "compress": {
         "index.html": b"<!doctype html><title>stand-in</title>",
+        "scene.html": b"<!doctype html><title>all in one</title>",
         "scene.sog": EMPTY_SPZ,
         "scene.spz": EMPTY_SPZ,
         "report.json": b'{"training": {"psnr": 27.5, "gaussians": 1000}}',

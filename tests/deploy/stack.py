@@ -106,6 +106,11 @@ class Stack:
         with urllib.request.urlopen(f"{self.endpoint}/_ministack/ses/messages", context=trust) as answer:
             return [mail for of_account in json.load(answer)["messages"].values() for mail in of_account]
 
+    def opened(self, link: str) -> bytes:
+        """What a link gives to whoever has it and nothing else."""
+        with urllib.request.urlopen(link, context=ssl.create_default_context(cafile=str(CERTIFICATE))) as answer:
+            return bytes(answer.read())
+
     def without(self, role: str, sid: str) -> str:
         """Take a statement away from a role; returns its policy as it was, for `give_back`."""
         iam, name = self.client("iam"), self.resources()[role]

@@ -6,6 +6,8 @@ The endpoint enforces IAM: functions and stages act in their roles, so that a pe
 from __future__ import annotations
 
 import json
+import re
+from urllib.error import HTTPError
 
 import pytest
 import yaml
@@ -47,7 +49,7 @@ def test_an_upload_becomes_a_result_and_a_message(stack, inbox):
     bucket, s3 = stack.outputs()["BucketName"], stack.client("s3")
     listed = s3.list_objects_v2(Bucket=bucket, Prefix=f"results/my-house/{job}/")["Contents"]
     names = {item["Key"].rpartition("/")[2] for item in listed}
-    assert names == {"index.html", "scene.sog", "scene.spz", "scene.ply", "report.json"}
+    assert names == {"index.html", "scene.html", "scene.sog", "scene.spz", "scene.ply", "report.json"}
     page = s3.head_object(Bucket=bucket, Key=f"results/my-house/{job}/index.html")
     assert page["ContentType"] == "text/html; charset=utf-8"
 
@@ -136,7 +138,8 @@ def test_a_changed_template_updates_and_replaces_nothing_that_holds_data(stack, 
     resources["JobTable"]["Properties"]["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"] = False
     file = stack.template.with_name("changed.yaml")
     file.write_text(yaml.safe_dump(changed, sort_keys=False))
-    log = stack.deploy(file, MaxPhotos="1000", WorkRetentionDays="14", UseOwnKey="true", SenderEmail=SENDER)
+    others = {"MaxPhotos": "1000", "WorkRetentionDays": "14", "UseCloudFront": "false"}
+    log = stack.deploy(file, UseOwnKey="true", SenderEmail=SENDER, **others)
     assert "UPDATE_COMPLETE" in log
     after = stack.resources()
     for name in STATEFUL:
@@ -158,14 +161,20 @@ def test_a_changed_template_updates_and_replaces_nothing_that_holds_data(stack, 
     function = stack.client("lambda").get_function_configuration(FunctionName=after["SettleFunction"])
     assert function["MemorySize"] == 640
     assert function["Environment"]["Variables"]["MAX_PHOTOS"] == "1000"
+    assert "ResultPages" not in after
     stack.upload("after-update")
-    assert stack.message(inbox, "after-update")["Subject"] == "Your 3D scene after-update is ready"
+    message = stack.message(inbox, "after-update")
+    assert message["Subject"] == "Your 3D scene after-update is ready"
+    (link,) = re.findall(r"https://\S+", message["Message"])
+    assert stack.opened(link) == b"<!doctype html><title>all in one</title>"
+    with pytest.raises(HTTPError, match="403"):
+        stack.opened(link.replace("scene.html", "scene.ply"))
     key = stack.client("kms").describe_key(KeyId=after["DataKey"])["KeyMetadata"]["Arn"]
     sfm = stack.client("sagemaker").describe_processing_job(ProcessingJobName=stack.job("after-update", "sfm"))
     assert sfm["ProcessingOutputConfig"]["KmsKeyId"] == key
     assert sfm["ProcessingResources"]["ClusterConfig"]["VolumeKmsKeyId"] == key
     kept = stack.client("s3").list_objects_v2(Bucket=after["Bucket"], Prefix="results/my-house/")
-    assert kept["KeyCount"] == 5, "the result from before the update is still there"
+    assert kept["KeyCount"] == 6, "the result from before the update is still there"
 
 
 def test_a_mail_goes_to_the_address_of_the_job(stack, inbox):

@@ -480,9 +480,37 @@ def test_each_role_may_do_with_the_own_key_what_it_needs_and_no_more(with_own_ke
     assert granted == {role: actions for role, actions in needed.items() if actions}
 
 
-@pytest.mark.parametrize(("pages", "services"), [("", {"cloudfront"}), ("https://pages.example.com", set())])
-def test_key_policy_lets_in_four_services_each_under_a_condition(pages, services):
-    names = iam.resolver(UseOwnKey="true", ResultBaseUrl=pages)
+OWN_PAGES, PAGES_ELSEWHERE, LINKS = {}, {"ResultBaseUrl": "https://pages.example.com"}, {"UseCloudFront": "false"}
+
+
+@pytest.mark.parametrize(
+    ("delivery", "made", "address"),
+    [
+        (OWN_PAGES, True, "https://spaceport-resultpages.cloudfront.invalid"),
+        (PAGES_ELSEWHERE, False, "https://pages.example.com"),
+        (LINKS, False, ""),
+        (PAGES_ELSEWHERE | LINKS, False, "https://pages.example.com"),
+    ],
+)
+def test_results_reach_users_by_one_way(delivery, made, address):
+    """Pages of the stack's own, pages elsewhere, or signed links, and nobody may read more than that way needs."""
+    names = iam.resolver(**delivery)
+    assert names.is_created("ResultPages") is names.is_created("ResultPagesAccess") is made
+    readers = [s["Sid"] for s in names.properties("BucketPolicy")["PolicyDocument"]["Statement"]]
+    assert ("PagesReadResults" in readers) is made
+    stack = load_stack(TEMPLATE, delivery)
+    assert stack.function("NotifyFunction").environment["RESULT_BASE_URL"] == address
+    assert stack.outputs.get("ResultBaseUrl", "") == address
+    signs = [grant for grant in iam.grants(names) if grant.sid == "SignLinks"]
+    assert [grant.action for grant in signs] == ([] if address else ["s3:GetObject"])
+    assert all(grant.resource.endswith("/results/*/scene.html") for grant in signs)
+
+
+@pytest.mark.parametrize(
+    ("delivery", "services"), [(OWN_PAGES, {"cloudfront"}), (PAGES_ELSEWHERE, set()), (LINKS, set())]
+)
+def test_key_policy_lets_in_four_services_each_under_a_condition(delivery, services):
+    names = iam.resolver(UseOwnKey="true", **delivery)
     root, *others = names.properties("DataKey")["KeyPolicy"]["Statement"]
     assert root["Principal"] == {"AWS": f"arn:aws:iam::{iam.ACCOUNT}:root"}
     by_service = {}

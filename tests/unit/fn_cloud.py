@@ -93,6 +93,10 @@ def resolve(template: dict[str, Any], value: Any) -> Any:
         if name == "Fn::Equals":
             left, right = (resolve(template, item) for item in argument)
             return left == right
+        if name == "Condition" and isinstance(argument, str):
+            return resolve(template, template["Conditions"][argument])
+        if name == "Fn::And":
+            return all(resolve(template, argument))
         if name == "Fn::Not":
             return not resolve(template, argument[0])
         if name == "Fn::Sub":

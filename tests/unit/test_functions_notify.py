@@ -2,6 +2,8 @@
 
 import email
 import json
+import re
+from urllib.parse import parse_qs, urlsplit
 
 import boto3
 import pytest
@@ -111,6 +113,52 @@ def test_strange_report_does_not_stop_the_message(cloud, report):
         cloud.put(key, report)
     assert succeed(cloud)["status"] == "SUCCEEDED"
     assert LINK in cloud.messages()[0]
+
+
+@pytest.fixture
+def links(cloud, monkeypatch):
+    """An installation without a web server: its messages have links that are signed."""
+    cloud.set(monkeypatch, RESULT_BASE_URL="")
+    finished(cloud)
+    cloud.put(f"work/{JOB}/compress/scene.html", b"all in one")
+    return cloud
+
+
+def test_without_a_web_server_the_message_has_a_signed_link_to_the_scene_in_one_file(links):
+    assert succeed(links)["status"] == "SUCCEEDED"
+    (text,) = links.messages()
+    (link,) = re.findall(r"https://\S+", text)
+    parts = urlsplit(link)
+    asked = parse_qs(parts.query)
+    assert (parts.hostname, parts.path) == (f"{BUCKET}.s3.amazonaws.com", f"/results/my-house/{JOB}/scene.html")
+    assert asked["X-Amz-Expires"] == ["43200"]
+    assert asked["X-Amz-Algorithm"] == ["AWS4-HMAC-SHA256"], "encrypted objects demand it"
+    assert "works for some hours, at most 12" in text
+    page = f"results/my-house/{JOB}/scene.html"
+    assert job_row()["result_url"] == f"s3://{BUCKET}/{page}", "what outlives the link; the row holds no secret"
+    assert boto3.client("s3").head_object(Bucket=BUCKET, Key=page)["ContentType"] == "text/html; charset=utf-8"
+
+
+def test_a_link_goes_to_the_regions_own_address(links, monkeypatch):
+    """At the common address S3 sends a new bucket's first visitors on, to where the signature does not fit."""
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    monkeypatch.setattr(aws, "signing_s3", aws.signing_s3.__wrapped__)
+    job = {"result_url": f"s3://{BUCKET}/results/x/scene.html"}
+    assert urlsplit(results.link(job)).hostname == f"{BUCKET}.s3.eu-central-1.amazonaws.com"
+
+
+def test_without_a_web_server_a_result_without_the_one_file_is_none(links):
+    boto3.client("s3").delete_object(Bucket=BUCKET, Key=f"work/{JOB}/compress/scene.html")
+    with pytest.raises(JobFailure, match=r"left no scene\.html") as raised:
+        succeed(links)
+    assert raised.value.code == "OUTPUT_MISSING"
+
+
+def test_a_message_with_a_page_says_nothing_of_an_end(cloud):
+    finished(cloud)
+    succeed(cloud)
+    assert "at most" not in cloud.messages()[0]
 
 
 def test_mail_goes_to_the_user_as_text_and_html(cloud, monkeypatch):
