@@ -61,6 +61,10 @@ def describe_stack(name: str) -> tuple[dict[str, str], dict[str, str]]:
     except ClientError as error:
         raise DeployError(f"the stack {name} cannot be read ({error}): deploy it first with `sam deploy`") from error
     outputs = {one["OutputKey"]: one["OutputValue"] for one in stack.get("Outputs", [])}
+    if "ImageRegistry" not in outputs:  # the first deployment has failed, or only its change set was made
+        raise DeployError(
+            f"the stack {name} is {stack['StackStatus']} and has no registry: deploy it with `sam deploy`"
+        )
     parameters = {one["ParameterKey"]: one["ParameterValue"] for one in stack.get("Parameters", [])}
     return outputs, parameters
 

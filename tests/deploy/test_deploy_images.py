@@ -11,6 +11,7 @@ import tomllib
 
 import pytest
 import yaml
+from botocore.exceptions import ClientError
 from moto import mock_aws
 
 from tests.deploy.environments import ROOT
@@ -195,6 +196,30 @@ def test_without_reuse_images_are_built_anew(deployment, monkeypatch):
     first = run("--reuse")
     assert run() != first
     assert len(set(built)) == 2
+
+
+@pytest.mark.parametrize(
+    ("stack", "words"),
+    [
+        (None, "cannot be read"),
+        ({"StackStatus": "ROLLBACK_COMPLETE"}, "is ROLLBACK_COMPLETE and has no registry"),
+        ({"StackStatus": "CREATE_COMPLETE", "Outputs": [{"OutputKey": "ImageRegistry", "OutputValue": REGISTRY}]}, ""),
+    ],
+)
+def test_a_stack_is_ready_for_images_once_it_has_their_registry(monkeypatch, stack, words):
+    class CloudFormation:
+        def describe_stacks(self, StackName):
+            if stack is None:
+                raise ClientError({"Error": {"Code": "ValidationError", "Message": "no such stack"}}, "DescribeStacks")
+            return {"Stacks": [stack]}
+
+    monkeypatch.setattr(images.boto3, "client", lambda name: CloudFormation())
+    monkeypatch.setattr(sys, "argv", ["images.py", "ready", "--env", "dev"])
+    if words:
+        with pytest.raises(images.DeployError, match=words):
+            images.main()
+    else:
+        images.main()
 
 
 def test_tag_of_the_sources_changes_with_them_alone(tmp_path, monkeypatch):
