@@ -34,11 +34,11 @@ SOURCE_KEY = "image-sources/source.zip"
 SOURCES = ("containers", "deploy/buildspec.yaml")  # what images of the same content have in common
 DEPLOYED_TAG = "deployed-"  # rules of the repositories count images with this tag apart (template.yaml)
 POLL_S = 20
-# Kinds of manifests, so that the registry gives each as it was pushed: another form has another digest.
-MANIFESTS = [
-    *(f"application/vnd.docker.distribution.manifest.{kind}v2+json" for kind in ("", "list.")),
-    *(f"application/vnd.oci.image.{kind}.v1+json" for kind in ("manifest", "index")),
-]
+# One image for one platform, in Docker's words and in OCI's.
+MANIFESTS = (
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.oci.image.manifest.v1+json",
+)
 
 
 class DeployError(Exception):
@@ -94,7 +94,8 @@ def keep_deployed(registry: str, parameters: dict[str, str]) -> None:
         repository, _, digest = rest.partition("@")
         if host != registry or not digest:
             continue
-        ask = {"repositoryName": repository, "imageIds": [{"imageDigest": digest}], "acceptedMediaTypes": MANIFESTS}
+        named = [{"imageDigest": digest}]  # as it was pushed: another form of its manifest has another digest
+        ask = {"repositoryName": repository, "imageIds": named, "acceptedMediaTypes": [*MANIFESTS]}
         found = ecr.batch_get_image(**ask)["images"]
         if not found:
             print(f"warning: {name} of the stack names {digest}, which {repository} does not have: jobs cannot start")
@@ -216,26 +217,27 @@ def main() -> None:
     parser.add_argument("--reuse", action="store_true", help="cloud: build only what the registry does not have")
     arguments = parser.parse_args()
     outputs, parameters = describe_stack(deployed_stack(arguments.env))
-    if arguments.way == "ready":
-        return
-    registry, prefix = outputs["ImageRegistry"], parameters["JobPrefix"]
+    registry, prefix, tag = outputs["ImageRegistry"], parameters["JobPrefix"], new_tag()
     account, _, _, region, *_ = registry.split(".")  # 123456789012.dkr.ecr.eu-central-1.amazonaws.com
     if arguments.account_region and arguments.account_region != f"{account}.{region}":
         raise DeployError(f"the stack is in {account}.{region}, not in {arguments.account_region}")
+    if arguments.way == "ready":
+        return
     keep_deployed(registry, parameters)
-    values = made(arguments, outputs, registry, prefix)
+    values = made(arguments, outputs, registry, prefix, tag)
     CONFIG.write_text(with_parameters(CONFIG.read_text(encoding="utf-8"), arguments.env, values), encoding="utf-8")
     print("\n".join(f"{name} {value}" for name, value in values.items()))
 
 
-def made(arguments: argparse.Namespace, outputs: dict[str, str], registry: str, prefix: str) -> dict[str, str]:
-    """Build what is to be built; returns the value of each image parameter."""
+def made(
+    arguments: argparse.Namespace, outputs: dict[str, str], registry: str, prefix: str, tag: str
+) -> dict[str, str]:
+    """Build what is to be built, under ``tag`` unless it can be reused; returns the value of each image parameter."""
     engine = arguments.train_engine
     if arguments.way == "push":
-        tag = new_tag()
         push(registry, prefix, tag, engine)
         return digests(registry, prefix, tag)
-    tag = content_tag(engine) if arguments.reuse else new_tag()
+    tag = content_tag(engine) if arguments.reuse else tag
     known = known_digests(registry, prefix, tag) if arguments.reuse else {}
     if not known:
         build_in_account(outputs["BucketName"], outputs["ImageBuildProject"], tag, engine)

@@ -23,9 +23,10 @@ case "$1" in deploy/images.py) exec {python} {images} "$@" ;; esac
 exec {real} "$@"
 """
 IMAGES = """
-import sys
-sys.path.insert(0, "deploy")
-import images
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("deploy_images", "deploy/images.py")
+images = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(images)
 images.push = images.build_in_account = lambda *_: None
 images.digests = lambda registry, prefix, tag: {
     name: f"{registry}/{prefix}-{stage}@sha256:" + "d" * 64 for stage, name in images.PARAMETERS.items()
