@@ -39,6 +39,7 @@ MANIFESTS = (
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.oci.image.manifest.v1+json",
 )
+sys.path.insert(0, str(ROOT / "containers"))  # before this file's folder, where `images` is this file
 
 
 class DeployError(Exception):
@@ -115,7 +116,6 @@ def keep_deployed(registry: str, parameters: dict[str, str]) -> None:
 
 def push(registry: str, prefix: str, tag: str, train_engine: str) -> None:
     """Build the images here (each checks itself while it is built), and push them."""
-    sys.path.insert(0, str(ROOT / "containers"))
     from images.build import base_image, build
     from images.engine import NoEngine, running_engine
 

@@ -143,6 +143,8 @@ def test_a_stack_is_ready_for_images_once_it_has_their_registry(monkeypatch, sta
                 raise ClientError({"Error": {"Code": "ValidationError", "Message": "no such stack"}}, "DescribeStacks")
             return {"Stacks": [stack]}
 
+    if stack is not None:
+        stack = {**stack, "Parameters": [{"ParameterKey": "JobPrefix", "ParameterValue": "spaceport"}]}
     monkeypatch.setattr(images.boto3, "client", lambda name: CloudFormation())
     monkeypatch.setattr(sys, "argv", ["images.py", "ready", "--env", "dev"])
     if words:
