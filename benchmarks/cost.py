@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "functions"), str(ROOT / "containers")]
 
 import prices  # noqa: E402
+from benchmarks.gpus import newest  # noqa: E402
 from benchmarks.marks import filled  # noqa: E402
+from benchmarks.preset_times import milliseconds  # noqa: E402
 from options import JobOptions  # noqa: E402
 from settings import STAGES, Settings  # noqa: E402
 from spaceport.template import load_stack  # noqa: E402
@@ -33,10 +35,7 @@ PEER_USD = 2.73
 GOAL = PEER_USD / 5
 # SageMaker publishes no list of spare-capacity prices and promises "up to 90 %"; this share is an assumption.
 SPARE_SHARE = 0.4
-# NVIDIA's data sheets: memory bandwidth (TB/s) of the H100 that training was measured on and of the T4 of ml.g4dn. Of
-# bandwidth and arithmetic (67 and 8.1 TFLOP/s) this is the larger ratio.
-T4_TIMES_H100 = 3.35 / 0.32
-MEASURED_PX = 1200 * 900  # by benchmarks/training_gpu.py
+TRAINED_ON = "T4"  # of ml.g4dn
 EVALUATION_S = 30  # loading photos, held-out views, report; assumed
 
 
@@ -79,12 +78,10 @@ def result(name: str) -> dict[str, Any] | None:
 
 
 def train_s(preset: str) -> float:
-    """Seconds of training on a T4: the measured time of an iteration, scaled by bandwidth, pixels and Gaussians."""
-    measured = (result("training-h100") or {})["speed"]
+    """Seconds of training on a T4, without the stop rule: benchmarks/preset_times.py, from the newest GPU result."""
+    measured_on, measured = newest()
     chosen = GPU[preset]
-    pixels = chosen.long_side**2 * 3 / 4 / MEASURED_PX
-    gaussians = chosen.max_gaussians / measured["gaussians"]
-    iteration_s = measured["ms_per_iteration"] / 1000 * T4_TIMES_H100 * max(pixels * gaussians, 1.0)
+    iteration_s = milliseconds(measured["speed"], measured_on, chosen, TRAINED_ON) / 1000
     return min(chosen.budget_s, chosen.max_iterations * iteration_s) + EVALUATION_S
 
 
@@ -112,9 +109,9 @@ def expected_seconds(photos: int, preset: str = EXPECTED_PRESET) -> dict[str, fl
 
 def inputs() -> list[Input]:
     """Every number of the expected cost and where it comes from."""
-    h100, local, sfm = result("training-h100") or {}, result("plush-draft") or {}, result("sfm")
+    (gpu, trained), local, sfm = newest(), result("plush-draft") or {}, result("sfm")
     most = max((run["n_photos"] for run in sfm["figures"]["sets"].values()), default=0) if sfm else 0
-    chosen, speed, compressed = GPU[EXPECTED_PRESET], h100["speed"], local["figures"]
+    chosen, speed, compressed = GPU[EXPECTED_PRESET], trained["speed"], local["figures"]
     found = [
         Input("start of a machine", f"{prices.START_S} s", "assumed", "image and data are fetched; billed"),
         Input(
@@ -126,18 +123,17 @@ def inputs() -> list[Input]:
             else "`python benchmarks/sfm.py`",
         ),
         Input(
-            "an iteration of training on an H100",
+            f"an iteration of training on an {gpu}",
             f"{speed['ms_per_iteration']:.2f} ms",
             "measured",
-            f"training-h100.json ({h100['date']}): {speed['gaussians']:,} Gaussians, 1200x900 pixels",
+            f"{trained['name']}.json ({trained['date']}): {speed['gaussians']:,} Gaussians, 1200x900 pixels",
         ),
-        Input("a T4 in place of an H100", f"{T4_TIMES_H100:.1f} times", "computed", "memory bandwidth, data sheets"),
         Input(
             "training on a T4",
             f"{train_s(EXPECTED_PRESET):,.0f} s",
             "computed",
             f"{chosen.max_iterations:,} iterations at {chosen.long_side} pixels, at most {chosen.budget_s:,.0f} s, and "
-            f"{EVALUATION_S} s around them",
+            f"{EVALUATION_S} s around them; by kernel and data sheets (benchmarks/preset_times.py)",
         ),
         Input(
             "compression of 30,000 Gaussians",

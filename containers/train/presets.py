@@ -28,8 +28,8 @@ CPU = {
 _GPU = Schedule(
     half_from=0.1, full_from=0.4, sh_step=0.0, refine_until=0.7, scale_pull=0.03, rate=1.5, score_photos=0, gap_share=0
 )
-# The longer a training, the shorter the steps of the means: with those of "draft", a million Gaussians never came to rest
-# (docs/training.md, "Long trainings").
+# The longer a training, the shorter the steps of the means: with those of "draft" a million Gaussians never came to
+# rest (docs/training.md, "Long trainings").
 _GPU_LONG = replace(_GPU, means_rate=5e-4)
 _GPU_LONGEST = replace(_GPU, means_rate=3e-4, growth=0.05)
 GPU = {

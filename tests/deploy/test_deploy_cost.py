@@ -8,6 +8,7 @@ import pytest
 
 import prices
 from benchmarks import cost
+from benchmarks.gpus import newest
 from benchmarks.marks import between
 from options import JobOptions
 from tests.deploy.environments import ROOT
@@ -82,12 +83,16 @@ def test_every_machine_that_can_be_chosen_has_a_price_and_an_assumed_one_is_call
 
 
 def test_training_on_the_stages_machine_by_hand():
-    """10,000 iterations of 3.119 ms on the H100; the T4 has 0.32 of 3.35 TB/s; 1600x1200 pixels instead of 1200x900."""
-    measured_ms = cost.result("training-h100")["speed"]["ms_per_iteration"]
-    preset = cost.GPU["standard"]
-    by_hand = preset.max_iterations * measured_ms / 1000 * 10.469 * preset.max_gaussians / 300_000
-    by_hand *= preset.long_side**2 / 1200**2
-    assert cost.train_s("standard") == pytest.approx(min(by_hand, preset.budget_s) + 30, rel=1e-3)
+    """10,000 iterations at 1600x1200 pixels: blending by 67 of 8.1 TFLOP/s and by the pixels (a sixteenth of them for a
+    tenth of the training, a quarter until two fifths), the rest by 4.8 of 0.32 TB/s."""
+    model, result = newest()
+    assert model == "H200"
+    speed, preset = result["speed"], cost.GPU["standard"]
+    blend = speed["kernels_us"]["blend"] + speed["kernels_us"]["blend_backward"]
+    share = 0.1 / 16 + 0.3 / 4 + 0.6
+    us = blend * (1600 / 1200) ** 2 * share * 67 / 8.1 + (speed["all_kernels_us"] - blend) * 4.8 / 0.32
+    assert (preset.max_gaussians, preset.max_iterations) == (speed["gaussians"], 10_000)
+    assert cost.train_s("standard") == pytest.approx(10_000 * us / 1e6 + 30, rel=5e-3)
     assert cost.train_s("high") <= prices.TRAIN_S["high"] + 30, "the budget ends it"
 
 
