@@ -94,6 +94,7 @@ def quality(sfm: Path, names: list[str], seeds: list[int]) -> None:
     for name in names:
         row = ROWS[name]
         preset = presets.CPU[row.preset]
+        preset = presets.lengthened(preset, row.budget_s / preset.budget_s)
         preset = replace(preset, budget_s=row.budget_s, max_gaussians=row.max_gaussians, stop_on_plateau=False)
         side, seconds = preset.long_side, round(row.budget_s)
         data = load_dataset(scene, side, with_validation=False)

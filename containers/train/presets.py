@@ -20,16 +20,16 @@ class Preset:
     schedule: Schedule = field(default_factory=Schedule)
 
 
+# The longer a training, the shorter the steps of the means: with those of "draft", long trainings end worse, and a
+# million Gaussians never came to rest (docs/training.md, "Long trainings").
 CPU = {
     "draft": Preset(400, 30_000, 1, 54, 20_000, False),
-    "standard": Preset(640, 60_000, 1, 235, 30_000, False),
-    "high": Preset(960, 150_000, 2, 1_500, 60_000, True),
+    "standard": Preset(640, 60_000, 1, 235, 30_000, False, Schedule(means_rate=5e-4)),
+    "high": Preset(960, 150_000, 2, 1_500, 60_000, True, Schedule(means_rate=3e-4)),
 }
 _GPU = Schedule(
     half_from=0.1, full_from=0.4, sh_step=0.0, refine_until=0.7, scale_pull=0.03, rate=1.5, score_photos=0, gap_share=0
 )
-# The longer a training, the shorter the steps of the means: with those of "draft" a million Gaussians never came to
-# rest (docs/training.md, "Long trainings").
 _GPU_LONG = replace(_GPU, means_rate=5e-4)
 _GPU_LONGEST = replace(_GPU, means_rate=3e-4, growth=0.05)
 GPU = {
@@ -51,11 +51,19 @@ def choose(
 ) -> Preset:
     """The preset for this device with the options that were given."""
     preset = (GPU if gpu else CPU)[name]
+    # What ends a training of the preset: the number of steps on a GPU, time on a CPU.
+    asked, usual = (max_iterations, preset.max_iterations) if gpu else (budget_s, preset.budget_s)
     return replace(
-        preset,
+        lengthened(preset, asked / usual) if asked else preset,
         max_gaussians=max_gaussians or preset.max_gaussians,
         max_iterations=max_iterations or preset.max_iterations,
         long_side=long_side or preset.long_side,
         sh_degree=preset.sh_degree if sh_degree is None else sh_degree,
         budget_s=budget_s or preset.budget_s,
     )
+
+
+def lengthened(preset: Preset, times: float) -> Preset:
+    """With the steps of the means for a training that is so many times as long (less than 1: shorter)."""
+    means_rate = min(preset.schedule.means_rate / times, Schedule.means_rate)
+    return replace(preset, schedule=replace(preset.schedule, means_rate=means_rate))

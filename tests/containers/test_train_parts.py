@@ -262,6 +262,23 @@ def test_options_replace_the_presets_values():
     assert presets.choose("high", True, None, None, None, None) == presets.GPU["high"]
 
 
+@pytest.mark.parametrize(
+    ("name", "gpu", "max_iterations", "budget_s", "means_rate"),
+    [
+        ("draft", False, None, 108.0, 5e-4),  # twice the time: half the steps of the means
+        ("draft", False, None, 27.0, 1e-3),  # never longer steps than the draft's
+        ("draft", False, 40_000, None, 1e-3),  # time ends a training on a CPU
+        ("standard", False, None, 117.5, 1e-3),
+        ("draft", True, 20_000, None, 2.5e-4),
+        ("draft", True, None, 1_200.0, 1e-3),  # the number of steps ends one on a GPU
+        ("high", True, 10_000, None, 6e-4),
+    ],
+)
+def test_longer_trainings_take_shorter_steps(name, gpu, max_iterations, budget_s, means_rate):
+    chosen = presets.choose(name, gpu, None, max_iterations, None, None, budget_s)
+    assert chosen.schedule.means_rate == pytest.approx(means_rate)
+
+
 def test_splits_go_where_the_weights_are():
     engine = make_engine(capacity=400, n=200)
     live = engine.gaussians()
