@@ -70,7 +70,8 @@ def note_object(scene: str, at: str, new_job_id: str) -> Arrival:
     """Record that an object of the scene was created at ``at`` (ISO). Events may come twice, late and in any order.
 
     The row has `settling` while an upload collects; `sealed_at` says when the last one was closed. An object that
-    is not younger than that was already there when Validate listed the folder, so its event starts nothing.
+    is not younger than that was already there when Validate listed the folder, so its event starts nothing, and
+    belongs to no upload that has been opened since.
     """
     for _ in range(5):
         joined = _update(
@@ -80,17 +81,18 @@ def note_object(scene: str, at: str, new_job_id: str) -> Arrival:
             "attribute_exists(settling) AND last_object_at < :at",
         )
         row = get_scene(scene) or {}
+        if not joined and str(row.get("sealed_at", "")) >= at:
+            return Arrival("late", "")
         if joined or "settling" in row:
             if str(row.get("first_object_at", at)) > at:
                 _update(
                     scene_key(scene),
                     "SET first_object_at = :at",
                     {":at": at},
-                    "attribute_exists(settling) AND first_object_at > :at",
+                    "attribute_exists(settling) AND first_object_at > :at "
+                    "AND (attribute_not_exists(sealed_at) OR sealed_at < :at)",
                 )
             return Arrival("joined", str(row.get("job_id", "")))
-        if str(row.get("sealed_at", "")) >= at:
-            return Arrival("late", "")
         opened = _update(
             scene_key(scene),
             "SET job_id = :job, settling = :yes, first_object_at = :at, last_object_at = :at",

@@ -137,6 +137,30 @@ def test_late_events_of_a_closed_upload_start_nothing_but_new_objects_do(cloud):
     assert ask(cloud, job_id)["complete"], "the first job is not held up by the second upload"
 
 
+def test_late_event_does_not_make_the_ready_options_of_the_upload_before_count_again(cloud):
+    first_s = cloud.clock_s
+    cloud.put("uploads/my-house/job.json", {"ready": True})
+    upload(cloud, "my-house/a.jpg")
+    cloud.wait(2)
+    assert ask(cloud, upload(cloud, "my-house/job.json")["job_id"])["complete"]
+    cloud.wait(100)
+    second = upload(cloud, "my-house/b.jpg")["job_id"]
+    assert upload(cloud, "my-house/a.jpg", first_s) == {"action": "late", "job_id": ""}
+    assert ask(cloud, second) == {"complete": False, "wait_s": 60}
+
+
+def test_late_event_does_not_make_an_upload_a_day_old(cloud):
+    first_s = cloud.clock_s
+    job_id = upload(cloud, "my-house/a.jpg")["job_id"]
+    cloud.wait(61)
+    assert ask(cloud, job_id)["complete"]
+    cloud.wait(25 * 3600)
+    second = upload(cloud, "my-house/b.jpg")["job_id"]
+    assert upload(cloud, "my-house/a.jpg", first_s)["action"] == "late"
+    assert ask(cloud, second) == {"complete": False, "wait_s": 60}
+    assert row("SCENE#my-house")["first_object_at"] == aws.timestamp()
+
+
 def test_object_between_reading_and_closing_keeps_the_upload_open(cloud, monkeypatch):
     job_id = upload(cloud, "my-house/a.jpg")["job_id"]
     cloud.wait(61)
