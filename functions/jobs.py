@@ -6,6 +6,7 @@ Every change that can race is conditional.
 from __future__ import annotations
 
 import json
+import math
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -115,16 +116,25 @@ def note_options(scene: str, at: str) -> None:
 
 
 def seal_upload(scene: str, job_id: str, last_object_at: str) -> bool:
-    """Close the upload, unless an object has come since ``last_object_at`` was read.
+    """Close the upload, unless an object has come since ``last_object_at`` was read, or that second is not over.
 
     From here on new objects are a new upload.
     """
     return _update(
         scene_key(scene),
-        "SET sealed_at = :now REMOVE settling",
-        {":now": aws.timestamp(), ":job": job_id, ":seen": last_object_at},
-        "job_id = :job AND attribute_exists(settling) AND last_object_at = :seen",
+        "SET sealed_at = :sealed REMOVE settling",
+        {":sealed": last_second_before(aws.now()), ":job": job_id, ":seen": last_object_at},
+        "job_id = :job AND attribute_exists(settling) AND last_object_at = :seen AND last_object_at <= :sealed",
     )
+
+
+def last_second_before(epoch_s: float) -> str:
+    """The last second that was over then, as ISO 8601; an upload that is closed is closed as of it.
+
+    Event times have whole seconds. Of an object of the closing second nobody can tell whether it came before Validate
+    listed the folder: it opens the next upload, for a photo too often is better than one that is lost.
+    """
+    return aws.timestamp(math.floor(epoch_s) - 1)
 
 
 def release_scene(scene: str, job_id: str, ended_at: str) -> None:
@@ -132,7 +142,7 @@ def release_scene(scene: str, job_id: str, ended_at: str) -> None:
     _update(
         scene_key(scene),
         "SET sealed_at = :ended REMOVE settling, job_id",
-        {":ended": aws.timestamp(aws.epoch_s(ended_at)), ":job": job_id},
+        {":ended": last_second_before(aws.epoch_s(ended_at)), ":job": job_id},
         "job_id = :job AND attribute_exists(settling)",
     )
     _update(scene_key(scene), "REMOVE job_id", {":job": job_id}, "job_id = :job")

@@ -34,19 +34,19 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     if row is None or row.get("job_id") != job_id or "settling" not in row:
         return {"complete": True, "wait_s": 0}  # an earlier call has closed this upload and its answer was lost
     last_object_at, first_object_at = row["last_object_at"], row["first_object_at"]
-    quiet_s = settings().quiet_period_s
-    silent_s = aws.now() - aws.epoch_s(last_object_at)
-    lasted_s = aws.now() - aws.epoch_s(first_object_at)
+    now_s = aws.now()
+    silent_s = now_s - aws.epoch_s(last_object_at)
+    lasted_s = now_s - aws.epoch_s(first_object_at)
     ready = row.get("options_at", "") >= first_object_at and says_ready(event["bucket"], scene)
-    if (ready or silent_s >= quiet_s) and jobs.seal_upload(scene, job_id, last_object_at):
+    needed_s = 1 if ready else settings().quiet_period_s
+    if silent_s >= needed_s and jobs.seal_upload(scene, job_id, last_object_at):
         logger.info("upload complete", extra={"job_id": job_id, "ready": ready})
         return {"complete": True, "wait_s": 0}
-    if ready:
-        return {"complete": False, "wait_s": 1}  # an object came between reading the row and closing the upload
     if lasted_s > UPLOAD_LIMIT_S:
         raise failure("UPLOAD_NEVER_ENDS", f"Files of the scene have been arriving for {lasted_s / 3600:.0f} hours")
-    remaining_s = quiet_s - silent_s if silent_s < quiet_s else quiet_s
-    wait_s = max(min(remaining_s, quiet_s), WAIT_SHARE * lasted_s, 1)
+    # When an object came between reading the row and closing the upload, the whole silence is needed again.
+    remaining_s = needed_s - silent_s if silent_s < needed_s else needed_s
+    wait_s = max(min(remaining_s, needed_s), WAIT_SHARE * lasted_s, 1)
     return {"complete": False, "wait_s": math.ceil(wait_s)}
 
 

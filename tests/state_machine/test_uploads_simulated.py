@@ -45,6 +45,24 @@ def test_second_upload_while_it_runs_is_a_second_job_over_all_photos(state):
     assert {row["status"] for row in jobs_of(world).values()} == {"SUCCEEDED"}
 
 
+@pytest.mark.parametrize("options", [b'{"ready": true}', None])
+@pytest.mark.parametrize("delay_s", [0.05, 0.3, 0.55, 0.8, 1.2])
+def test_photo_in_the_second_in_which_the_upload_is_closed_is_in_a_job(options, delay_s):
+    """Validate has listed the folder already; the event's time is that of the closing, in whole seconds."""
+    world = World(deployed(), Plan(options=options, acts=(Act("Validate", "upload", delay_s),))).run()
+    assert invariants.check(world) == []
+    assert [row["photos"] for row in jobs_of(world).values()] == [9, 10]
+    assert {row["status"] for row in jobs_of(world).values()} == {"SUCCEEDED"}
+
+
+def test_photos_of_the_second_of_ready_options_are_in_their_job():
+    """However late their events come: the upload is not closed before that second is over."""
+    late = {("object", number): Delivery((30.0,)) for number in range(3)}
+    world = World(deployed(), Plan(photos=9, photo_gap_s=0.05, deliveries=late)).run()
+    assert invariants.check(world) == []
+    assert [row["photos"] for row in jobs_of(world).values()] == [9]
+
+
 def test_second_upload_after_the_end_is_a_second_job():
     world = World(deployed(), Plan(acts=(Act("Succeeded", "upload", 4000),))).run()
     assert invariants.check(world) == []

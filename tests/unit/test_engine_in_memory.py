@@ -111,7 +111,10 @@ def test_order_inputs_and_outputs_of_all_states():
         history = engine.step_functions.get_execution_history(execution["executionArn"])
     entered = [event["stateEnteredEventDetails"] for event in history if "stateEnteredEventDetails" in event]
     exited = [event["stateExitedEventDetails"] for event in history if "stateExitedEventDetails" in event]
-    order = ["Settle", "UploadComplete?", "Validate", "StartAt?", "SfM", "Train", "Compress", "Notify", "Succeeded"]
+    order = [
+        *("Settle", "UploadComplete?", "WholeSeconds", "QuietPeriod", "Settle", "UploadComplete?"),
+        *("Validate", "StartAt?", "SfM", "Train", "Compress", "Notify", "Succeeded"),
+    ]
     assert [details["name"] for details in entered] == order
     assert [details["name"] for details in exited] == order
 
@@ -120,12 +123,20 @@ def test_order_inputs_and_outputs_of_all_states():
     for before, after in itertools.pairwise(range(len(order))):
         assert json.loads(exited[before]["output"]) == json.loads(entered[after]["input"])
 
+    own = {"Settle": "settle", "WholeSeconds": "settle"}  # written again in each round
     added = {}
     for name, into, out in zip(order, entered, exited, strict=True):
         given, left = json.loads(into["input"]), json.loads(out["output"])
+        given.pop(own.get(name), None)
         assert {key: left[key] for key in given} == given, f"{name} changed what came before it"
-        added[name] = {key: left[key] for key in left.keys() - given.keys()}
-    assert added["Settle"] == {"settle": {"complete": True, "wait_s": 0}}
+        added.setdefault(name, []).append({key: left[key] for key in left.keys() - given.keys()})
+    assert added.pop("Settle") == [
+        {"settle": {"complete": False, "wait_s": 1}},  # the second of job.json has to be over
+        {"settle": {"complete": True, "wait_s": 0}},
+    ]
+    assert added.pop("UploadComplete?") == [{}, {}]
+    added = {name: round for name, (round,) in added.items()}
+    assert added["WholeSeconds"] == {"settle": {"wait_s": 1}}
     validated = {"start_at": "sfm", "photos": 9, "rejected": 0, "estimated_usd": 0.0, "training_shortened": False}
     assert added["Validate"] == {"validate": validated}
     ulid = job_id.rpartition("-")[2].lower()
@@ -145,7 +156,7 @@ def test_order_inputs_and_outputs_of_all_states():
             }
         }
     assert list(added["Notify"]) == ["notify"]
-    assert added["UploadComplete?"] == added["StartAt?"] == added["Succeeded"] == {}
+    assert added["QuietPeriod"] == added["StartAt?"] == added["Succeeded"] == {}
 
 
 def test_photos_alone_start_after_the_quiet_period():

@@ -142,7 +142,9 @@ def test_late_event_does_not_make_the_ready_options_of_the_upload_before_count_a
     cloud.put("uploads/my-house/job.json", {"ready": True})
     upload(cloud, "my-house/a.jpg")
     cloud.wait(2)
-    assert ask(cloud, upload(cloud, "my-house/job.json")["job_id"])["complete"]
+    job_id = upload(cloud, "my-house/job.json")["job_id"]
+    cloud.wait(1)
+    assert ask(cloud, job_id)["complete"]
     cloud.wait(100)
     second = upload(cloud, "my-house/b.jpg")["job_id"]
     assert upload(cloud, "my-house/a.jpg", first_s) == {"action": "late", "job_id": ""}
@@ -179,12 +181,37 @@ def test_ready_options_end_the_wait_at_once(cloud):
     cloud.wait(5)
     cloud.put("uploads/my-house/job.json", {"ready": True})
     job_id = upload(cloud, "my-house/job.json")["job_id"]
+    assert ask(cloud, job_id) == {"complete": False, "wait_s": 1}, "photos of the same second are still on their way"
+    cloud.wait(1)
     assert ask(cloud, job_id) == {"complete": True, "wait_s": 0}
+
+
+def test_upload_is_closed_as_of_the_second_before(cloud):
+    """An object of the closing second may have come after the folder was listed: it opens the next upload."""
+    job_id = upload(cloud, "my-house/a.jpg")["job_id"]
+    cloud.wait(60.3)
+    assert ask(cloud, job_id)["complete"]
+    assert row("SCENE#my-house")["sealed_at"] == aws.timestamp(cloud.clock_s - 1.3)
+    assert upload(cloud, "my-house/b.jpg", cloud.clock_s - 1.3)["action"] == "late"
+    cloud.wait(0.6)
+    assert upload(cloud, "my-house/c.jpg")["action"] == "opened"
+
+
+def test_ready_options_amid_a_stream_of_photos_wait_for_its_end(cloud):
+    cloud.put("uploads/my-house/job.json", {"ready": True})
+    job_id = upload(cloud, "my-house/job.json")["job_id"]
+    for _ in range(300):
+        cloud.wait(1)
+        upload(cloud, "my-house/a.jpg")
+    assert ask(cloud, job_id) == {"complete": False, "wait_s": 3}, "at least 1 % of the time so far"
+    cloud.wait(3)
+    assert ask(cloud, job_id)["complete"]
 
 
 def test_ready_options_of_an_earlier_upload_do_not_cut_the_next_one_short(cloud):
     cloud.put("uploads/my-house/job.json", {"ready": True})
     job_id = upload(cloud, "my-house/job.json")["job_id"]
+    cloud.wait(1)
     assert ask(cloud, job_id)["complete"]
     cloud.wait(100)
     second = upload(cloud, "my-house/new.jpg")["job_id"]
@@ -224,6 +251,14 @@ def test_scene_is_free_again_after_a_job_that_died_without_cleaning_up(cloud):
     second = upload(cloud, "my-house/b.jpg")
     assert second["action"] == "opened"
     assert second["job_id"] != job_id
+
+
+def test_photo_in_the_second_in_which_a_collecting_job_ended_is_the_next_upload(cloud):
+    cloud.wait(0.2)
+    job_id = upload(cloud, "my-house/a.jpg")["job_id"]
+    assert jobs.end_job(job_id, "FAILED")
+    cloud.wait(0.4)
+    assert upload(cloud, "my-house/b.jpg")["action"] == "opened"
 
 
 def test_two_scenes_do_not_meet(cloud):

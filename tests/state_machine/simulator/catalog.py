@@ -20,6 +20,7 @@ EVENT_CALLS = {
     "execution ended": "NotifyFunctionExecutionEnded",
 }
 SYNCHRONOUS = ("Settle", "Validate", "SfM", "Train", "Compress", "Notify", "NotifyFailure")
+BEFORE_CLOSING = ("Settle", "UploadComplete?", "WholeSeconds", "QuietPeriod")
 DIRECT = ("RecordFailure", "FailUnlessDone")  # DynamoDB without a function
 TOO_FEW = {"ExitMessage": "TOO_FEW_PHOTOS: Too few. Take more."}
 BAD_STAGE = Fate(600, "Failed", TOO_FEW, code="TOO_FEW_PHOTOS")
@@ -36,6 +37,7 @@ class Parts:
     lost_sweeps: tuple[float, float] = (0, 0)
     timeout_s: int | None = None
     possible: tuple[str, ...] = ()
+    jobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def plan_of(state: str, *parts: Parts) -> Plan:
             lost_sweeps=part.lost_sweeps if part.lost_sweeps[1] else plan.lost_sweeps,
             timeout_s=part.timeout_s or plan.timeout_s,
             possible=plan.possible + part.possible,
+            jobs=part.jobs if part.jobs is not None else plan.jobs,
         )
     return plan
 
@@ -262,6 +265,25 @@ def _act(kind: str, delay_s: float = 1, **values: Any) -> Callable[[str], Iterat
     return parts
 
 
+def _another_photo(state: str) -> Iterator[Parts]:
+    """In the same second (events have whole seconds), and later."""
+    for delay_s in (0.3, 5.0):
+        yield Parts(acts=(Act(state, "upload", delay_s),))
+
+
+def _second_upload(state: str) -> Iterator[Parts]:
+    """Three photos, and between them an old event of the upload before: soon, and when that one is over a day old."""
+    for first_s in (5.0, 26 * 3600.0):
+        photos = tuple(Act(state, "upload", first_s + at_s, values={"n": at_s}) for at_s in (0, 30, 75))
+        yield Parts(acts=(*photos, Act(state, "old_object", first_s + 5)), jobs=2)
+
+
+def _upload_is_closed(state: str) -> str:
+    if state in EVENT_CALLS:
+        return _is_state(state)
+    return "the first upload is not closed yet" if state in BEFORE_CLOSING else ""
+
+
 def _late_event(state: str) -> Iterator[Parts]:
     """The events of the stage's job come hours after everything is over."""
     yield Parts(deliveries={("job", number): Delivery((1.0, 50_000.0)) for number in range(30)})
@@ -431,6 +453,7 @@ CATALOG: tuple[Kind, ...] = (
     Kind("execution timed out", _timed_out, _is_state, alone=True),
     Kind("fails here, notifier cut off once", _notifier(1), _can_fail),
     Kind("fails here, notifier cut off always", _notifier(ALWAYS), _can_fail),
-    Kind("another photo comes", _act("upload", 5), _is_state),
+    Kind("another photo comes", _another_photo, _is_state),
+    Kind("another upload comes, with an old event", _second_upload, _upload_is_closed, alone=True),
 )  # fmt: skip
 STAGE_NAMES = STAGES

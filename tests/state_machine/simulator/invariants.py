@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from datetime import datetime
 from email import message_from_string
 from email.policy import default
 from typing import Any
@@ -19,10 +21,13 @@ def check(world: World) -> list[str]:
     executions = {arn.rpartition(":")[2]: arn for arn in world.started()}
     if not jobs and world.plan.photos:
         found.append("the upload has made no job")
+    if world.plan.jobs is not None and len(jobs) != world.plan.jobs:
+        found.append(f"the uploads have made {len(jobs)} jobs, not {world.plan.jobs}")
     for job_id in jobs.keys() | executions.keys():
         found += _job(world, job_id, jobs.get(job_id, {}), executions.get(job_id, ""))
     found += _table(world)
     found += _stages(world)
+    found += _photos(world, jobs)
     for channel, _, text in world.messages.sent:
         if not any(job_id in plain(text) for job_id in jobs):
             found.append(f"a message to {channel} is about no job")
@@ -98,6 +103,33 @@ def _messages(world: World, job_id: str, row: dict[str, Any]) -> list[str]:
         found.append(f"{job_id}: the row says {row.get('status')} ({code}), the message something else")
     if "message_sent_at" not in row:
         found.append(f"{job_id}: the message is not marked as sent")
+    return found
+
+
+def _photos(world: World, jobs: dict[str, dict[str, Any]]) -> list[str]:
+    """Every photo is in a job's manifest or list of rejected files, or its user has heard why not.
+
+    A job without a manifest has told its user why: that stands for all that was there when it looked, or ended.
+    """
+    layout, objects = world.code.modules["layout"], world.s3.objects
+    seen: set[str] = set()
+    told_until_s: dict[str, float] = {}
+    for job_id, row in jobs.items():
+        manifest, rejected = layout.manifest_key(job_id), layout.rejected_key(job_id)
+        if manifest in objects:
+            names = [*json.loads(objects[manifest])[1:], *(entry["name"] for entry in json.loads(objects[rejected]))]
+            seen |= {layout.uploads_prefix(row["scene"]) + name for name in names}
+        elif "ended_at" in row:
+            ended_s = datetime.fromisoformat(row["ended_at"]).timestamp()
+            until_s = world.s3.modified.get(rejected, ended_s)
+            told_until_s[row["scene"]] = max(told_until_s.get(row["scene"], 0), until_s)
+    found = []
+    for key in (objects.keys() & world.s3.modified) - seen:  # the other ones were put there without an event
+        place = layout.split_upload_key(key)
+        if place is None or layout.suffix(key) not in layout.PHOTO_SUFFIXES or not layout.starts_a_job(place[1]):
+            continue
+        if world.s3.modified[key] > told_until_s.get(place[0], 0):
+            found.append(f"{key} is in no job, and nobody has been told")
     return found
 
 

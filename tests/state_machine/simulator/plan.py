@@ -56,7 +56,8 @@ class Act:
     """Something from outside, ``delay_s`` after the execution has entered ``state`` for the ``visit``-th time.
 
     kind: ``abort``, ``redrive`` (of an execution that has ended), ``send_failure`` (``error``, ``cause``),
-    ``send_success`` (``output``), ``upload`` (one more photo), ``delete`` (the object ``key``), ``unknown_event`` (an
+    ``send_success`` (``output``), ``upload`` (one more photo, ``n``), ``old_object`` (the first photo's event once
+    more, with its old time), ``delete`` (the object ``key``), ``unknown_event`` (an
     event of a job that does not exist yet), ``late_event`` (the first job's event once more), ``end_event`` (an old
     status event of the execution).
     """
@@ -91,3 +92,4 @@ class Plan:
     lost_sweeps: tuple[float, float] = (0, 0)
     timeout_s: int | None = None
     possible: tuple[str, ...] = ()  # codes that may come of it, or not
+    jobs: int | None = None  # how many the uploads must make, where that is certain

@@ -19,15 +19,20 @@ SEND = "        channel = mails.send("
 RELEASE = "        jobs.release_message(job_id)\n        raise\n"
 UNPUBLISH = '    bucket = job["bucket"]\n    keys = ['
 FINISH = '    stage, job_id = task["stage"], task["job_id"]\n    if verdict'
+LOWER = (
+    'first_object_at > :at "\n'
+    '                    "AND (attribute_not_exists(sealed_at) OR sealed_at < :at)"'
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Bug:
-    """``where``: cells (state, fault) to look at first; the seeds come after them."""
+    """``where``: cells (state, fault) to look at first; the seeds come after them. ``also``: edits that belong to it."""
 
     name: str
     edit: Edit
     where: tuple[tuple[str, str], ...] = ()
+    also: tuple[Edit, ...] = ()
 
 
 BUGS = (
@@ -104,12 +109,20 @@ BUGS = (
         ("functions/jobs.py", '"#open = :open REMOVE failure, raw_error, ended_at, message_sent_at, ',
          '"#open = :open REMOVE failure, raw_error, ended_at, '),
         (("Train", "execution aborted, then redriven"),)),
+    Bug("a late event of an upload makes the next one older than it is",
+        ("functions/jobs.py", 'if not joined and str(row.get("sealed_at", "")) >= at:',
+         'if "settling" not in row and str(row.get("sealed_at", "")) >= at:'),
+        (("Train", "another upload comes, with an old event"),),
+        (("functions/jobs.py", LOWER, LOWER.partition(' "\n')[0] + '"'),)),
+    Bug("an upload is closed before its last second is over",
+        ("functions/jobs.py", "aws.timestamp(math.floor(epoch_s) - 1)", "aws.timestamp(epoch_s)"),
+        (("Validate", "another photo comes"),)),
 )  # fmt: skip
 
 
 def find(bug: Bug, seeds: int = 200) -> str:
     """The first violation and where it was found; empty when the simulator is blind to the bug."""
-    code = load((bug.edit,))
+    code = load((bug.edit, *bug.also))
     kinds = {kind.name: kind for kind in CATALOG}
     for state, fault in bug.where:
         for parts in kinds[fault].parts(state):

@@ -186,6 +186,8 @@ class World:
             self._answer_token(act, execution.rpartition(":")[2])
         elif act.kind == "upload":
             self.s3.put(f"uploads/{SCENE}/later {act.values.get('n', 0)}.jpg", JPEG)
+        elif act.kind == "old_object":
+            self.emit("aws.s3", "Object Created", self._object_detail(self._first_key()), Delivery(), START)
         elif act.kind == "delete":
             for key in [key for key in self.s3.objects if key.endswith(act.values["suffix"])]:
                 del self.s3.objects[key]
@@ -218,8 +220,11 @@ class World:
 
     # ---- events
 
-    def emit(self, source: str, detail_type: str, detail: dict[str, Any], delivery: Delivery) -> None:
-        time = datetime.fromtimestamp(self.now(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    def emit(
+        self, source: str, detail_type: str, detail: dict[str, Any], delivery: Delivery, at: datetime | None = None
+    ) -> None:
+        """An event of now, or of ``at``; its time has whole seconds, as EventBridge gives it."""
+        time = (at or datetime.fromtimestamp(self.now(), UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
         event: dict[str, Any] = {"version": "0", "id": "1", "source": source, "detail-type": detail_type, "time": time}
         event |= {"account": "123456789012", "region": "us-east-1", "resources": [], "detail": detail}
         for pattern, function, name in self.code.rules:
@@ -248,8 +253,13 @@ class World:
         if key.startswith("results/"):
             self.published.append(key)
         if key.startswith("uploads/"):
-            detail = {"bucket": {"name": self.code.stack.buckets[0].name}, "object": {"key": key}}
-            self.emit("aws.s3", "Object Created", detail, self._delivery("object"))
+            self.emit("aws.s3", "Object Created", self._object_detail(key), self._delivery("object"))
+
+    def _object_detail(self, key: str) -> dict[str, Any]:
+        return {"bucket": {"name": self.code.stack.buckets[0].name}, "object": {"key": key}}
+
+    def _first_key(self) -> str:
+        return min(key for key in self.s3.objects if key.startswith(f"uploads/{SCENE}/IMG"))
 
     def _status_changed(self, detail: dict[str, Any]) -> None:
         if detail["status"] != "RUNNING":
