@@ -125,7 +125,8 @@ def _read(error: str, cause: Any, depth: int) -> tuple[str, str]:
             return _read(str(value.get("errorType") or error), value.get("errorMessage") or "", depth + 1)
         if "Cause" in value or "Error" in value:
             return _read(str(value.get("Error") or error), value.get("Cause") or "", depth + 1)
-    return _read_text(error, value if isinstance(value, str) else json.dumps(value, default=str))
+    text = next((text for text in (value, cause) if isinstance(text, str)), None)
+    return _read_text(error, json.dumps(value, default=str) if text is None else text)
 
 
 def _read_text(error: str, text: str) -> tuple[str, str]:
@@ -144,7 +145,7 @@ def _decoded(cause: Any) -> Any:
     if isinstance(cause, str) and cause.lstrip()[:1] in ("{", '"'):
         try:
             return json.loads(cause)
-        except ValueError:
+        except (ValueError, RecursionError):
             return cause
     return "" if cause is None else cause
 

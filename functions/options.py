@@ -72,12 +72,19 @@ def parse_options(body: bytes) -> JobOptions:
     if len(body) > SIZE_LIMIT_BYTES:
         raise failure("BAD_OPTION", f"job.json has {len(body):,} bytes; {SIZE_LIMIT_BYTES:,} are allowed")
     try:
+        return check_options(_read_object(body))
+    except RecursionError as error:  # of the parser, or of the words that describe a wrong value
+        raise failure("BAD_OPTION", "job.json has too many brackets inside each other to be read") from error
+
+
+def _read_object(body: bytes) -> dict[str, Any]:
+    try:
         value = json.loads(body.decode("utf-8-sig"))
     except ValueError as error:
         raise failure("BAD_OPTION", f"job.json is not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise failure("BAD_OPTION", 'job.json must hold one JSON object, such as {"preset": "draft"}')
-    return check_options(value)
+    return value
 
 
 def check_options(value: dict[str, Any]) -> JobOptions:
@@ -93,7 +100,7 @@ def find_email(body: bytes) -> str | None:
     """The address in a job.json that is otherwise wrong; None when there is no valid one."""
     try:
         return JobOptions.model_validate({"email": json.loads(body.decode("utf-8-sig"))["email"]}).email
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

@@ -138,6 +138,6 @@ def read_report(job: dict[str, Any]) -> dict[str, Any]:
         if error.response["Error"]["Code"] in ("404", "NoSuchKey", "NotFound"):
             return {}
         raise
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return report if isinstance(report, dict) else {}

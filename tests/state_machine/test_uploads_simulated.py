@@ -122,6 +122,8 @@ def test_only_the_options_of_the_scene_itself_count(name):
         (b"[1]", "must hold one JSON object"),
         (b"\xff\xfe", "not valid JSON"),
         (b"{" * 70_000, "70,000 bytes"),
+        (b"[" * 60_000, "too many brackets"),
+        (b'{"a":' * 9_000 + b"1" + b"}" * 9_000, "too many brackets"),
         (b'{"reuse_job": "../../etc"}', "'reuse_job'"),
     ],
 )

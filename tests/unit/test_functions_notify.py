@@ -103,7 +103,7 @@ def test_no_page_is_a_failure(cloud):
     assert raised.value.code == "OUTPUT_MISSING"
 
 
-@pytest.mark.parametrize("report", [b"{", b"[]", b'{"photos": 3, "training": {"psnr": null}}', None])
+@pytest.mark.parametrize("report", [b"{", b"[]", b"[" * 60_000, b'{"photos": 3, "training": {"psnr": null}}', None])
 def test_strange_report_does_not_stop_the_message(cloud, report):
     finished(cloud)
     key = f"work/{JOB}/compress/report.json"
@@ -198,7 +198,17 @@ def test_failure_names_reason_and_advice_once(cloud):
     assert job_row()["failure"]["code"] == "TOO_FEW_PHOTOS"
 
 
-@pytest.mark.parametrize("state", [{}, {"error": None}, {"error": "x"}, {"error": {"Error": 3}}, {"error": []}])
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"error": None},
+        {"error": "x"},
+        {"error": {"Error": 3}},
+        {"error": []},
+        {"error": {"Error": "X", "Cause": '{"a":' * 6000}},
+    ],
+)
 def test_any_error_makes_a_message(cloud, state):
     add_job()
     notify.handler({"kind": "failed", "job_id": JOB, "state": state}, cloud.context)

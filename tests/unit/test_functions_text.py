@@ -142,6 +142,9 @@ def test_every_option_of_the_design_is_accepted():
         (b'{"reuse_job": "../x"}', "'reuse_job'"),
         (b"[1]", "one JSON object"),
         (b"{", "not valid JSON"),
+        (b"[" * 60_000, "too many brackets"),
+        (b'{"a":' * 9_000 + b"1" + b"}" * 9_000, "too many brackets"),
+        (b'{"title":' + b"[" * 300 + b"]" * 300 + b"}", "'title'"),
         (b"\xff\xfe", "not valid JSON"),
         (b" " * 70_000, "70,000 bytes"),
     ],
@@ -151,6 +154,16 @@ def test_wrong_options_are_named(body, words):
         parse_options(body)
     assert type(raised.value).__name__ == "BAD_OPTION"
     assert words in raised.value.reason
+
+
+@pytest.mark.parametrize("depth", [*range(880, 1010), 5_000])
+def test_brackets_of_any_depth_are_a_named_failure(depth):
+    """Also at the depths that the parser still reads, and the words about them do not."""
+    body = b'{"email": "ada@example.org", "max_gaussians":' + b'{"a":' * depth + b"1" + b"}" * (depth + 1)
+    with pytest.raises(JobFailure) as raised:
+        parse_options(body)
+    assert raised.value.code == "BAD_OPTION"
+    assert options.find_email(body) in ("ada@example.org", None)
 
 
 @given(

@@ -27,7 +27,7 @@ LOWER = (
 
 @dataclass(frozen=True)
 class Bug:
-    """``where``: cells (state, fault) to look at first; the seeds come after them. ``also``: edits that belong to it."""
+    """``where``: cells (state, fault) to look at first, before the seeds. ``also``: edits that belong to it."""
 
     name: str
     edit: Edit
