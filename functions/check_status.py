@@ -13,13 +13,13 @@ from typing import Any
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.data_classes import EventBridgeEvent
 from aws_lambda_powertools.utilities.typing import LambdaContext
-from botocore.exceptions import BotoCoreError, ClientError
 
 import aws
 import jobs
 import layout
 import prices
 import sagemaker_jobs
+import sweeps
 from failures import TRANSIENT
 from settings import Stage, settings
 from telemetry import count_by, logger, metrics, tracer
@@ -52,23 +52,12 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
 
 
 def sweep() -> dict[str, Any]:
-    """Check every open task.
-
-    One that cannot be checked must not keep the others from it, so the error comes at the end.
-    """
+    """Check every open task."""
     names = jobs.open_task_names()
     metrics.add_metric("StatusChecks", MetricUnit.Count, len(names))
-    done: dict[str, str] = {}
-    errors: list[str] = []
     with ThreadPoolExecutor(max_workers=SWEEP_THREADS) as pool:
-        for name, task in [(name, pool.submit(check, name, swept=True)) for name in names]:
-            try:
-                done[name] = task.result()
-            except (ClientError, BotoCoreError) as error:
-                errors.append(f"{name}: {error}")
-    if errors:
-        raise RuntimeError(f"{len(errors)} of {len(names)} tasks could not be checked: {'; '.join(errors)[:2000]}")
-    return {"checked": done}
+        checks = [pool.submit(check, name, swept=True).result for name in names]
+        return {"checked": sweeps.each(names, checks, "tasks could not be checked")}
 
 
 def check(name: str, swept: bool = False) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from aws_lambda_powertools.metrics import MetricUnit
@@ -17,6 +18,7 @@ import mails
 import prices
 import results
 import sagemaker_jobs
+import sweeps
 from failures import Failure
 from service_errors import retried
 from telemetry import count_by, logger, metrics, tracer
@@ -106,16 +108,9 @@ def is_redriven(job: dict[str, Any]) -> bool:
 
 def sweep() -> dict[str, Any]:
     """Look after every job that is not done with: its execution's last event may have been lost, or all its tries."""
-    done: dict[str, str] = {}
-    errors: list[str] = []
-    for job_id in jobs.open_job_ids():
-        try:
-            done[job_id] = look_after(job_id)
-        except (ClientError, BotoCoreError, failures.JobFailure) as error:
-            errors.append(f"{job_id}: {error}")
-    if errors:
-        raise RuntimeError(f"{len(errors)} jobs could not be looked after: {'; '.join(errors)[:2000]}")
-    return {"checked": done}
+    job_ids = jobs.open_job_ids()
+    checks = [partial(look_after, job_id) for job_id in job_ids]
+    return {"checked": sweeps.each(job_ids, checks, "jobs could not be looked after")}
 
 
 def look_after(job_id: str) -> str:

@@ -305,6 +305,26 @@ def test_failed_sending_can_be_repeated_at_once(cloud, monkeypatch):
     assert fail(cloud)["message"] == "topic"
 
 
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"failure": {"cause": "of an older version"}}, "TypeError"),
+        ({"status": "SUCCEEDED"}, "KeyError: 'compress'"),
+        ({"created_at": "yesterday"}, "ValueError"),
+    ],
+)
+def test_one_row_that_cannot_be_read_does_not_keep_the_sweep_from_the_others(cloud, bad, words):
+    ids = {"job_id": "another-" + ULID, "pk": "JOB#another-" + ULID, "scene": "another"}
+    add_job("FAILED", open="job", ended_at=aws.timestamp())
+    add_job(**{"status": "FAILED", "open": "job", "ended_at": aws.timestamp(), **ids, **bad})
+    cloud.wait(notify.START_LIMIT_S)
+    with pytest.raises(RuntimeError, match=f"1 of 2 jobs could not be looked after: another-{ULID}: {words}"):
+        notify.handler(load_event("schedule"), cloud.context)
+    (text,) = cloud.messages()
+    assert JOB in text
+    assert "open" not in row(f"JOB#{JOB}")
+
+
 def test_listener_that_cannot_be_told_does_not_fail_the_job(cloud, monkeypatch):
     class Refusing:
         def put_events(self, **_):

@@ -448,6 +448,18 @@ def test_one_broken_task_does_not_keep_the_sweep_from_the_others(cloud, monkeypa
     assert [answer[0] for answer in cloud.tokens.answers] == ["success"]
 
 
+def test_a_task_whose_job_has_no_row_does_not_keep_the_sweep_from_the_others(cloud, monkeypatch):
+    running(cloud, monkeypatch)
+    stray = NAME.replace("spaceport-", "spaceport-a")
+    jobs.put_task(stray, "gone-01KD8E7J9Q3M5V8X2Z4B6C7D9F", "sfm", 0, "token-stray")
+    cloud.sagemaker.jobs[stray] = dict(cloud.sagemaker.jobs[NAME])
+    for name in (stray, NAME):
+        cloud.sagemaker.end(name, "Completed")
+    with pytest.raises(RuntimeError, match=r"1 of 2 tasks could not be checked: spaceport-a.* has no row of job gone-"):
+        check_status.handler(load_event("schedule"), cloud.context)
+    assert [answer[0] for answer in cloud.tokens.answers] == ["success"]
+
+
 def test_sweep_reads_more_than_one_page(cloud, monkeypatch):
     for number in range(5):
         jobs.put_task(f"spaceport-x-sfm-{number}", JOB, "sfm", number, f"t{number}")

@@ -374,10 +374,12 @@ class World:
         self.unmarked_sends += call.sent
 
     def _check_exception(self, error: Exception, where: str) -> None:
-        """Functions raise what they mean to: their own failures, and errors of services."""
+        """Functions raise what they mean to: their own failures, and errors of services; sweeps those of all rows."""
         own = self.code.modules["failures"].JobFailure
-        if not isinstance(error, own | ClientError | RuntimeError):
-            self.violations.append(f"{where} raised {type(error).__name__}: {error}")
+        causes = error.__cause__.exceptions if isinstance(error.__cause__, ExceptionGroup) else [error]
+        for cause in causes:
+            if not isinstance(cause, own | ClientError | RuntimeError):
+                self.violations.append(f"{where} raised {type(cause).__name__}: {cause}")
 
     # ---- task states
 
