@@ -24,13 +24,22 @@ if TYPE_CHECKING:
     from mypy_boto3_stepfunctions import SFNClient
 
 S3_THREADS = 32
-# Worst case of a call (3 tries of 25 s) stays well below the two minutes for which a message is claimed (jobs.py).
-CONFIG = Config(
-    connect_timeout=5,
-    read_timeout=20,
-    max_pool_connections=S3_THREADS,
-    retries={"mode": "standard", "total_max_attempts": 3},
-)
+
+
+def _config(connect_timeout_s: float, read_timeout_s: float, tries: int) -> Config:
+    return Config(
+        connect_timeout=connect_timeout_s,
+        read_timeout=read_timeout_s,
+        max_pool_connections=S3_THREADS,
+        retries={"mode": "standard", "total_max_attempts": tries},
+    )
+
+
+CONFIG = _config(5, 20, tries=3)
+# Claiming a message, sending it by mail and to the topic, and marking it must fit into the claim (jobs.py), slow as the
+# services may be.
+TABLE_CONFIG = _config(2, 6, tries=3)
+SENDING_CONFIG = _config(2, 12, tries=2)
 
 
 def now() -> float:
@@ -78,12 +87,12 @@ def stepfunctions() -> SFNClient:
 
 @cache
 def sns() -> SNSClient:
-    return boto3.client("sns", config=CONFIG)
+    return boto3.client("sns", config=SENDING_CONFIG)
 
 
 @cache
 def sesv2() -> SESV2Client:
-    return boto3.client("sesv2", config=CONFIG)
+    return boto3.client("sesv2", config=SENDING_CONFIG)
 
 
 @cache
@@ -93,7 +102,7 @@ def events() -> Any:
 
 @cache
 def table(name: str) -> Table:
-    return boto3.resource("dynamodb", config=CONFIG).Table(name)
+    return boto3.resource("dynamodb", config=TABLE_CONFIG).Table(name)
 
 
 def reset() -> None:

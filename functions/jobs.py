@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 ENDED = ("SUCCEEDED", "FAILED", "ABORTED")
-MESSAGE_CLAIM_S = (
-    120  # longer than sending can take (aws.CONFIG), so that an older claim belongs to a call that has died
-)
+# Longer than claiming, sending by mail and to the topic, and marking can take by the clients' time limits (aws.py), so
+# that an older claim belongs to a call that has died; and shorter than all tries of NotifyFailure together.
+MESSAGE_CLAIM_S = 120
 TASK_DAYS = 30
 JOB_DAYS = 400
 OPEN_TASKS_INDEX = "open-tasks"
@@ -225,7 +225,7 @@ def begin_stage(job_id: str, stage: Stage, job_name: str, execution_arn: str, en
         answer = _table().update_item(
             Key=job_key(job_id),
             UpdateExpression="SET #status = :running, stage = :stage, job_name = :name, execution_arn = :arn, "
-            "#open = :open REMOVE failure, raw_error, ended_at, message_sent_at, message_claimed_until",
+            "#open = :open REMOVE failure, raw_error, ended_at, message_sent_at, message_claimed_until, announced_at",
             ConditionExpression="#status IN (:settling, :running) OR ended_at = :ended",
             ExpressionAttributeNames={"#status": "status", "#open": "open"},
             ExpressionAttributeValues={
@@ -250,7 +250,7 @@ def resume_job(job_id: str, ended_at: str) -> bool:
     return _update(
         job_key(job_id),
         "SET #status = :running, #open = :open "
-        "REMOVE failure, raw_error, ended_at, message_sent_at, message_claimed_until",
+        "REMOVE failure, raw_error, ended_at, message_sent_at, message_claimed_until, announced_at",
         {":running": "RUNNING", ":open": OPEN_JOB, ":ended": ended_at},
         "ended_at = :ended",
         {"#status": "status", "#open": "open"},
@@ -302,8 +302,8 @@ def end_job(job_id: str, status: str, failure: Failure | None = None, **more: An
     return ended
 
 
-def claim_message(job_id: str) -> Literal["claimed", "sent", "busy"]:
-    """Take the right to send the one message of this job.
+def claim_message(job_id: str, status: str) -> Literal["claimed", "sent", "busy"]:
+    """Take the right to send the one message of this job, which says that it ended with ``status``.
 
     The claim runs out, so that a call that dies before `mark_message_sent` does not lose the message: it is then sent
     by whoever
@@ -313,9 +313,10 @@ def claim_message(job_id: str) -> Literal["claimed", "sent", "busy"]:
     claimed = _update(
         job_key(job_id),
         "SET message_claimed_until = :until",
-        {":until": aws.timestamp(now + MESSAGE_CLAIM_S), ":now": aws.timestamp(now)},
-        "attribute_not_exists(message_sent_at) AND "
+        {":until": aws.timestamp(now + MESSAGE_CLAIM_S), ":now": aws.timestamp(now), ":status": status},
+        "attribute_not_exists(message_sent_at) AND #status = :status AND "
         "(attribute_not_exists(message_claimed_until) OR message_claimed_until <= :now)",
+        {"#status": "status"},
     )
     if claimed:
         return "claimed"
@@ -324,6 +325,17 @@ def claim_message(job_id: str) -> Literal["claimed", "sent", "busy"]:
 
 def mark_message_sent(job_id: str) -> None:
     _update(job_key(job_id), "SET message_sent_at = :now REMOVE message_claimed_until", {":now": aws.timestamp()})
+
+
+def mark_announced(job_id: str, status: str) -> bool:
+    """Other systems have been told of the end with ``status``; False when the job runs again."""
+    return _update(
+        job_key(job_id),
+        "SET announced_at = :now",
+        {":now": aws.timestamp(), ":status": status},
+        "#status = :status",
+        {"#status": "status"},
+    )
 
 
 def close_job(job_id: str) -> None:

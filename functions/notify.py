@@ -26,6 +26,7 @@ from telemetry import count_by, logger, metrics, tracer
 EVENT_SOURCE = "spaceport"  # the role may put events of this source alone
 START_LIMIT_S = 3600  # a job whose execution has not started by then never will
 CALL_LIMIT_S = 960  # longer than a call of this function can take
+ANNOUNCE_LIMIT_S = 86_400  # an event that the bus refuses for so long is given up
 ENDED_FROM_OUTSIDE = {
     "ABORTED": Failure("EXECUTION_ABORTED", "The job was cancelled.", failures.ADVICE["EXECUTION_ABORTED"]),
     "TIMED_OUT": Failure(
@@ -131,6 +132,8 @@ def look_after(job_id: str) -> str:
         if aws.now() - aws.epoch_s(job["ended_at"]) < CALL_LIMIT_S:
             return "told"  # a call of its last state may still be publishing
         results.unpublish(job)
+    if not is_announced(job):
+        return "told, not announced"
     jobs.close_job(job_id)
     return "closed"
 
@@ -162,33 +165,44 @@ def end_without_result(job_id: str, status: str, reason: Failure) -> None:
 
 
 def tell_once(job_id: str) -> dict[str, Any]:
-    """Send the message that fits the row's last status, unless that has happened.
+    """Send the message that fits the row's last status, and the event for other systems, unless that has happened.
 
-    A failed call sends it when it is repeated.
+    A failed call sends them when it is repeated.
     """
-    claim = jobs.claim_message(job_id)
     job = {"job_id": job_id, **(jobs.get_job(job_id) or {})}
+    channel = "sent before" if "message_sent_at" in job else send_once(job)
+    announced = "announced_at" in job
+    if not announced and announce(job):
+        announced = jobs.mark_announced(job_id, job["status"])
+    if job["status"] == "SUCCEEDED" and announced:
+        jobs.close_job(job_id)
+    return {"status": job["status"], "message": channel}
+
+
+def send_once(job: dict[str, Any]) -> str:
+    """Send the message of this row; returns its channel. All that it says is read before the right to send is claimed.
+
+    Raises Spaceport.Transient while another call has that right, or when the row has changed since it was read.
+    """
+    job_id, succeeded = job["job_id"], job["status"] == "SUCCEEDED"
+    report = results.read_report(job) if succeeded else {}
+    if succeeded:
+        message = mails.succeeded(job, results.link(job), report, job["cost_usd"])
+    else:
+        message = mails.failed(job, failure_of(job, {}))
+    claim = jobs.claim_message(job_id, job["status"])
     if claim == "busy":
         raise failures.transient("MESSAGE_BUSY", f"Another call is sending the message of job {job_id}")
     if claim == "sent":
-        return {"status": job["status"], "message": "sent before"}
-    report: dict[str, Any] = {}
+        return "sent before"
     try:
-        if job["status"] == "SUCCEEDED":
-            report = results.read_report(job)
-            message = mails.succeeded(job, results.link(job), report, job["cost_usd"])
-        else:
-            message = mails.failed(job, failure_of(job, {}))
         channel = mails.send(message, (job.get("options") or {}).get("email"))
     except Exception:
         jobs.release_message(job_id)
         raise
     jobs.mark_message_sent(job_id)
-    if job["status"] == "SUCCEEDED":
-        jobs.close_job(job_id)
     measure(job, report)
-    announce(job)
-    return {"status": job["status"], "message": channel}
+    return channel
 
 
 def measure(job: dict[str, Any], report: dict[str, Any]) -> None:
@@ -204,8 +218,8 @@ def measure(job: dict[str, Any], report: dict[str, Any]) -> None:
         count_by("code", failure_of(job, {}).code, "Failures", MetricUnit.Count, 1)
 
 
-def announce(job: dict[str, Any]) -> None:
-    """One event on the bus for other systems."""
+def announce(job: dict[str, Any]) -> bool:
+    """One event on the bus for other systems; False when it was refused, and the sweep has to try again."""
     detail = {
         name: job[name] for name in ("job_id", "scene", "status", "failure", "result_url", "cost_usd") if name in job
     }
@@ -218,5 +232,16 @@ def announce(job: dict[str, Any]) -> None:
     except (ClientError, BotoCoreError) as error:
         refused = str(error)
     if refused:  # the user has been told: the job must not fail because a listener was not
-        metrics.add_metric("EventsLost", MetricUnit.Count, 1)
         logger.error("event refused", extra={"job_id": job["job_id"], "refused": refused})
+    return not refused
+
+
+def is_announced(job: dict[str, Any]) -> bool:
+    """Whether nothing is left to be done for other systems: they have been told, or it was tried for a day."""
+    if "announced_at" in job:
+        return True
+    if aws.now() - aws.epoch_s(job["ended_at"]) < ANNOUNCE_LIMIT_S:
+        return False
+    metrics.add_metric("EventsLost", MetricUnit.Count, 1)
+    logger.error("event given up", extra={"job_id": job["job_id"]})
+    return True

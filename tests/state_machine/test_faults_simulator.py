@@ -146,7 +146,7 @@ def test_what_dynamodb_refuses_is_refused(arguments, monkeypatch):
         monkeypatch.setenv(name, "testing")
     with mock_aws():
         moto = MotoTable(lambda service, operation: lambda: None)
-        fake = fakes.FakeTable(lambda service, operation: lambda: None, "open-tasks")
+        fake = fakes.FakeTable(lambda service, operation: lambda: None, "open-tasks", lambda pk, expression: None)
         for table in (moto, fake):
             with pytest.raises(Exception, match="ValidationException") as caught:
                 table.update_item(Key={"pk": "x"}, **arguments)

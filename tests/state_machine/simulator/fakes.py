@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from datetime import UTC, datetime
 from decimal import Decimal
+from email import message_from_string
+from email.policy import default
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -56,13 +58,22 @@ def from_typed(value: Row) -> Any:
     return {"S": str, "N": Decimal, "BOOL": bool}[kind](item)
 
 
-class FakeTable:
-    """The job table with its sparse index."""
+def plain(text: str) -> str:
+    """The text of a mail, decoded where that is needed to find a job's name in it."""
+    if "Content-Transfer-Encoding: base64" in text:
+        part = message_from_string(text, policy=default).get_body(("plain",))
+        return part.get_content() if part else ""
+    return text.replace("=\r\n", "")
 
-    def __init__(self, gate: Gate, index: str) -> None:
+
+class FakeTable:
+    """The job table with its sparse index. ``on_update(pk, expression)`` is told of each change of a row."""
+
+    def __init__(self, gate: Gate, index: str, on_update: Callable[[str, str], None]) -> None:
         self.rows: dict[str, Row] = {}
         self.index = index
         self.gate = gate
+        self.on_update = on_update
 
     def get_item(self, Key: Row, ConsistentRead: bool = False) -> Row:
         after = self.gate("dynamodb", "GetItem")
@@ -99,6 +110,7 @@ class FakeTable:
         if "error" in UpdateExpression and len(json.dumps(row, default=str)) > ITEM_LIMIT_BYTES:
             raise client_error("ValidationException", "Item size has exceeded the maximum allowed size", "UpdateItem")
         self.rows[Key["pk"]] = row
+        self.on_update(Key["pk"], UpdateExpression)
         after()
         if ReturnValues == "UPDATED_OLD":
             return {"Attributes": stored({name: before[name] for name in touched if name in before})}
@@ -219,13 +231,16 @@ class FakeS3:
 
 
 class FakeMessages:
-    """SNS, SESv2 and EventBridge's PutEvents: what was sent, in order, as (channel, subject, text)."""
+    """SNS, SESv2 and EventBridge's PutEvents: what was sent, in order, as (channel, subject, text).
 
-    def __init__(self, gate: Gate, put_event: Callable[[Row], None]) -> None:
+    ``on_sent(text)`` and ``on_event(entry)`` are told of each.
+    """
+
+    def __init__(self, gate: Gate, on_sent: Callable[[str], None], on_event: Callable[[Row], None]) -> None:
         self.sent: list[tuple[str, str, str]] = []
         self.events: list[Row] = []
         self.gate = gate
-        self.put_event = put_event
+        self.on_sent, self.on_event = on_sent, on_event
 
     def publish(self, TopicArn: str, Subject: str, Message: str) -> Row:
         after = self.gate("sns", "Publish")
@@ -234,13 +249,15 @@ class FakeMessages:
         if not Message:
             raise client_error("InvalidParameter", "Invalid parameter: Empty message", "Publish")
         self.sent.append(("topic", Subject, Message))
+        self.on_sent(Message)
         after()
         return {}
 
     def send_email(self, FromEmailAddress: str, Destination: Row, Content: Row) -> Row:
         after = self.gate("sesv2", "SendEmail")
-        raw: bytes = Content["Raw"]["Data"]
-        self.sent.append((Destination["ToAddresses"][0], "", raw.decode(errors="replace")))
+        text = Content["Raw"]["Data"].decode(errors="replace")
+        self.sent.append((Destination["ToAddresses"][0], "", text))
+        self.on_sent(plain(text))
         after()
         return {}
 
@@ -248,7 +265,7 @@ class FakeMessages:
         after = self.gate("events", "PutEvents")
         for entry in Entries:
             self.events.append(entry)
-            self.put_event(entry)
+            self.on_event(entry)
         after()
         return {"FailedEntryCount": 0, "Entries": [{} for _ in Entries]}
 

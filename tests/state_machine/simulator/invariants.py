@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from email import message_from_string
-from email.policy import default
 from typing import Any
 
-from tests.state_machine.simulator.world import OUTPUTS, World
+from tests.state_machine.simulator.fakes import plain
+from tests.state_machine.simulator.world import OUTPUTS, World, fits
 
 # A job that nobody waits for is found by the next sweep; a sweep that was itself struck leaves it to the one after.
 GRACE_S = 700.0
@@ -34,14 +33,6 @@ def check(world: World) -> list[str]:
     return found
 
 
-def plain(text: str) -> str:
-    """The text of a mail, decoded where that is needed to find a job's name in it."""
-    if "Content-Transfer-Encoding: base64" in text:
-        part = message_from_string(text, policy=default).get_body(("plain",))
-        return part.get_content() if part else ""
-    return text.replace("=\r\n", "")
-
-
 def _job(world: World, job_id: str, row: dict[str, Any], execution: str) -> list[str]:
     found = []
     at, status = world.ended.get(execution, (0.0, "RUNNING" if execution else "NEVER STARTED"))
@@ -49,6 +40,7 @@ def _job(world: World, job_id: str, row: dict[str, Any], execution: str) -> list
         return [f"{job_id}: the execution is {status} for ever"]
     found += _status(world, job_id, row, execution, status)
     found += _messages(world, job_id, row)
+    found += _events(world, job_id, row)
     found += _results(world, job_id, row)
     found += _billing(world, job_id, at)
     return found
@@ -90,19 +82,36 @@ def _status(world: World, job_id: str, row: dict[str, Any], execution: str, stat
 
 
 def _messages(world: World, job_id: str, row: dict[str, Any]) -> list[str]:
-    """Exactly one; one more for each redrive, and for each call cut off between sending and marking (decision 0004)."""
+    """Exactly one; one more for each redrive, and for each call cut off between sending and marking (decision 0004).
+
+    What each one says was compared with the row when it was sent (``World._told``).
+    """
     texts = [plain(text) for _, _, text in world.messages.sent if job_id in plain(text)]
     if not texts:
         return [f"{job_id}: the user has not been told"]
     found = []
-    if len(texts) > 1 + world.redrives + world.unmarked_sends:
+    if len(texts) > 1 + world.redrives + world.unmarked["message", job_id]:
         found.append(f"{job_id}: the user has been told {len(texts)} times")
-    code = (row.get("failure") or {}).get("code")
-    expected = f"/{job_id}/index.html" if row.get("status") == "SUCCEEDED" else f"({code})"
-    if expected not in texts[-1]:
-        found.append(f"{job_id}: the row says {row.get('status')} ({code}), the message something else")
+    if not fits(row, job_id, texts[-1]):
+        found.append(f"{job_id}: the last message does not say what the row says: {row.get('status')}")
     if "message_sent_at" not in row:
         found.append(f"{job_id}: the message is not marked as sent")
+    return found
+
+
+def _events(world: World, job_id: str, row: dict[str, Any]) -> list[str]:
+    """As messages: other systems hear of the end, and of no other one."""
+    details = [json.loads(entry["Detail"]) for entry in world.messages.events]
+    own = [detail for detail in details if detail["job_id"] == job_id]
+    if not own:
+        return [f"{job_id}: other systems have not been told"]
+    found = []
+    if len(own) > 1 + world.redrives + world.unmarked["event", job_id]:
+        found.append(f"{job_id}: other systems have been told {len(own)} times")
+    if (own[-1]["status"], own[-1].get("failure")) != (row.get("status"), row.get("failure")):
+        found.append(f"{job_id}: the row says {row.get('status')}, the event {own[-1]}")
+    if "announced_at" not in row:
+        found.append(f"{job_id}: the event is not marked as sent")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tests.state_machine.simulator import invariants
+from tests.state_machine.simulator import fakes, invariants
 from tests.state_machine.simulator.catalog import CATALOG, EVENT_CALLS, Kind, plan_of
 from tests.state_machine.simulator.code import ROOT, Code
 from tests.state_machine.simulator.world import World
@@ -52,7 +52,7 @@ def outcome(world: World) -> str:
     for pk, row in world.table.rows.items():
         if pk.startswith("JOB#"):
             code = (row.get("failure") or {}).get("code", "")
-            told = sum(pk[4:] in invariants.plain(text) for _, _, text in world.messages.sent)
+            told = sum(pk[4:] in fakes.plain(text) for _, _, text in world.messages.sent)
             words.append(f"{row.get('status')} {code}".strip() + ("" if told == 1 else f" ({told} messages)"))
     return " + ".join(words)
 

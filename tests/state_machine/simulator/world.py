@@ -8,7 +8,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,8 +46,7 @@ class Call:
     timeout_s: float
     fault: Fault | None
     calls: int = 0
-    sent: int = 0  # messages sent and not yet marked in the table
-    marked: bool = False
+    unmarked: Counter[tuple[str, str]] = field(default_factory=Counter)  # (message or event, job) sent and not marked
 
 
 class Context:
@@ -84,9 +83,9 @@ class World:
         )
         self.machine_arn = code.stack.state_machines[0].arn
         self.engine.create_state_machine(self.machine_arn, with_timeout(code.definition, plan.timeout_s))
-        self.table = fakes.FakeTable(self.gate, "open-tasks")
+        self.table = fakes.FakeTable(self.gate, "open-tasks", self._row_changed)
         self.s3 = fakes.FakeS3(self.gate, self._object_created, self.now)
-        self.messages = fakes.FakeMessages(self.gate, lambda entry: None)
+        self.messages = fakes.FakeMessages(self.gate, self._told, self._announced)
         self.states = fakes.FakeStates(self.gate, self.engine)
         self.sagemaker = fakes.FakeSageMaker(self.gate, self.now, self._refusal, self._job_created, self._job_changed)
         self.calls: list[Call] = []
@@ -99,7 +98,7 @@ class World:
         self.causes += plan.possible
         self.may_survive = bool(plan.possible)  # something struck that may or may not be fatal
         self.struck = 0
-        self.unmarked_sends = 0  # calls that ended between sending the message and marking it
+        self.unmarked: Counter[tuple[str, str]] = Counter()  # of calls that ended between sending and marking
         self.ended: dict[str, tuple[float, str]] = {}  # execution: (time, status)
         self.errors: dict[str, str] = {}
         self.aborted: set[str] = set()
@@ -309,12 +308,9 @@ class World:
             return _nothing
         call = self.calls[-1]
         call.calls += 1
-        if service in ("sns", "sesv2"):
-            call.sent += 1
         fault = call.fault
         if fault is not None and fault.kind == "mute" and service in ("sns", "sesv2"):
             self.struck += 1
-            call.sent -= 1
             raise fakes.client_error("AuthorizationError", "not now", operation, 403)
         if fault is None or fault.at != call.calls or fault.kind not in ("crash", "service", "pause"):
             return _nothing
@@ -328,8 +324,6 @@ class World:
                 raise CutOff
             return _nothing
         if not fault.after:
-            if service in ("sns", "sesv2"):
-                call.sent -= 1
             raise CutOff
         return _cut_off
 
@@ -354,11 +348,11 @@ class World:
             if fault is not None and fault.kind == "crash" and fault.at == 0:
                 raise CutOff
         except CutOff:
-            self._note_unmarked(call)
+            self.unmarked.update(call.unmarked)
             name = fault.name if fault and fault.name else "Sandbox.Timedout"
             return _error(name, f"RequestId: 1 Error: Task timed out after {call.timeout_s:.2f} seconds")
         except Exception as error:  # noqa: BLE001 - as Lambda's runtime does
-            self._note_unmarked(call)
+            self.unmarked.update(call.unmarked)
             self._check_exception(error, where)
             self.note(f"  {where} raised {type(error).__name__}: {error}")
             return _error(type(error).__name__, str(error))
@@ -369,9 +363,23 @@ class World:
         self.note(f"  {where} -> {json.dumps(payload)[:160]}")
         return {"payload": payload}
 
-    def _note_unmarked(self, call: Call) -> None:
-        """A call that ended without its answer after it had sent something."""
-        self.unmarked_sends += call.sent
+    def _told(self, text: str) -> None:
+        """A message goes out: it says what the row of its job says."""
+        for pk, row in self.table.rows.items():
+            job_id = pk.removeprefix("JOB#")
+            if job_id != pk and job_id in text:
+                self.calls[-1].unmarked["message", job_id] += 1
+                if not fits(row, job_id, text):
+                    self.violations.append(f"{job_id}: a message does not say what the row says: {row.get('status')}")
+
+    def _announced(self, entry: dict[str, Any]) -> None:
+        self.calls[-1].unmarked["event", json.loads(entry["Detail"])["job_id"]] += 1
+
+    def _row_changed(self, pk: str, expression: str) -> None:
+        """The marks after which nothing may be sent again, whatever becomes of the call."""
+        for name, mark in (("message", "SET message_sent_at"), ("event", "SET announced_at")):
+            if mark in expression and self.calls:
+                self.calls[-1].unmarked.pop((name, pk.removeprefix("JOB#")), None)
 
     def _check_exception(self, error: Exception, where: str) -> None:
         """Functions raise what they mean to: their own failures, and errors of services; sweeps those of all rows."""
@@ -505,6 +513,13 @@ class World:
     def _emit_job(self, kind: str, name: str, delivery: Delivery) -> None:
         detail = {key: self.sagemaker.jobs[name][key] for key in (f"{kind}JobName", f"{kind}JobStatus")}
         self.emit("aws.sagemaker", f"SageMaker {kind} Job State Change", detail, delivery)
+
+
+def fits(row: dict[str, Any], job_id: str, text: str) -> bool:
+    """Whether a message says what the row says: the link to the page, or the code of the failure."""
+    if row.get("status") == "SUCCEEDED":
+        return f"/{job_id}/index.html" in text
+    return f"({(row.get('failure') or {}).get('code')})" in text
 
 
 def _nothing() -> None:
