@@ -172,11 +172,18 @@ def tell_once(job_id: str) -> dict[str, Any]:
     job = {"job_id": job_id, **(jobs.get_job(job_id) or {})}
     channel = "sent before" if "message_sent_at" in job else send_once(job)
     announced = "announced_at" in job
-    if not announced and announce(job):
+    # Whoever has sent the message announces next; if that call has died, its claim on doing so has run out by then.
+    own_turn = channel != "sent before" or aws.now() - told_at_s(job) >= jobs.MESSAGE_CLAIM_S
+    if not announced and own_turn and announce(job):
         announced = jobs.mark_announced(job_id, job["status"])
     if job["status"] == "SUCCEEDED" and announced:
         jobs.close_job(job_id)
     return {"status": job["status"], "message": channel}
+
+
+def told_at_s(job: dict[str, Any]) -> float:
+    """When the user was told; now, when that has happened since the row was read."""
+    return aws.epoch_s(job["message_sent_at"]) if "message_sent_at" in job else aws.now()
 
 
 def send_once(job: dict[str, Any]) -> str:

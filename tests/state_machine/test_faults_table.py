@@ -21,7 +21,7 @@ def row(state):
 def test_every_fault_in(state):
     cells = row(state)
     assert [f"{c.fault}: {c.violations[:3]}" for c in cells if c.violations] == []
-    assert [c.fault for c in cells if not c.reason and not c.struck] == [], "these faults never struck"
+    assert [c.fault for c in cells if not c.reason and c.struck < c.runs] == [], "these faults did not strike here"
     assert all(c.reason or c.outcomes for c in cells)
 
 

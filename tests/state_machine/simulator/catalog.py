@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests.state_machine.simulator.plan import STAGE_OF, STAGES, Act, Delivery, Fate, Fault, Plan
+from tests.state_machine.simulator.plan import STAGE_OF, Act, Delivery, Fate, Fault, Plan
+
+if TYPE_CHECKING:
+    from tests.state_machine.simulator.world import World
 
 ALWAYS = 99
+STEPS = range(1, 41)  # numbers of a function's calls to AWS; more than any of them makes, which the table checks
 KIB = 1024
 # The functions that events call, by the rule that calls them: rows of the table beside the states.
 EVENT_CALLS = {
@@ -28,7 +32,11 @@ BAD_STAGE = Fate(600, "Failed", TOO_FEW, code="TOO_FEW_PHOTOS")
 
 @dataclass
 class Parts:
-    """What a fault adds to a plan."""
+    """What a fault adds to a plan.
+
+    ``step``: it strikes at that call of the function; there are as many variants as the function makes calls.
+    ``proof(world)``: whether it has struck, where more is needed than that each kind of its parts has.
+    """
 
     faults: tuple[Fault, ...] = ()
     fates: dict[tuple[str, int], Fate] = field(default_factory=dict)
@@ -38,6 +46,27 @@ class Parts:
     timeout_s: int | None = None
     possible: tuple[str, ...] = ()
     jobs: int | None = None
+    step: int = 0
+    proof: Callable[[World], bool] | None = None
+
+    def have_struck(self, world: World) -> bool:
+        """Whether these parts, and not those that only lead to the state, have happened in the run."""
+        if self.proof is not None:
+            return self.proof(world)
+        if not all(_is_hit(world, act) for act in self.acts):
+            return False
+        if self.lost_sweeps[1] and not _is_hit(world, self.lost_sweeps):
+            return False
+        groups = (self.faults, self.fates.values(), self.deliveries.values())
+        return all(any(_is_hit(world, part) for part in group) for group in groups if group)
+
+
+def _is_hit(world: World, part: object) -> bool:
+    return any(item is part for item in world.hit)
+
+
+def _all_hit(*parts: object) -> Callable[[World], bool]:
+    return lambda world: all(_is_hit(world, part) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -115,8 +144,8 @@ def _direct_error(name: str, count: int) -> Callable[[str], Iterator[Parts]]:
 
 def _crashes(after: bool, name: str) -> Callable[[str], Iterator[Parts]]:
     def parts(state: str) -> Iterator[Parts]:
-        for at in range(1, 13):
-            yield Parts((Fault(_where(state), "crash", name, at=at, after=after),))
+        for at in STEPS:
+            yield Parts((Fault(_where(state), "crash", name, at=at, after=after),), step=at)
 
     return parts
 
@@ -127,15 +156,15 @@ def _at_the_end(state: str) -> Iterator[Parts]:
 
 def _service(name: str) -> Callable[[str], Iterator[Parts]]:
     def parts(state: str) -> Iterator[Parts]:
-        for at in range(1, 13):
-            yield Parts((Fault(_where(state), "service", name, at=at),))
+        for at in STEPS:
+            yield Parts((Fault(_where(state), "service", name, at=at),), step=at)
 
     return parts
 
 
 def _pauses(state: str) -> Iterator[Parts]:
-    for at in range(1, 13):
-        yield Parts((Fault(_where(state), "pause", at=at, seconds=45),))
+    for at in STEPS:
+        yield Parts((Fault(_where(state), "pause", at=at, seconds=45),), step=at)
 
 
 def _silence(state: str) -> Iterator[Parts]:
@@ -244,25 +273,31 @@ def _refused(code: str, message: str, fatal: str, count: int) -> Callable[[str],
 # ---- events
 
 
-def _deliver(kind: str, *delays_s: float) -> Callable[[str], Iterator[Parts]]:
-    """All events of a stage's jobs are delivered like this."""
+def _deliver(*delays_s: float) -> Callable[[str], Iterator[Parts]]:
+    """All events of the stage's jobs are delivered like this."""
 
     def parts(state: str) -> Iterator[Parts]:
-        yield Parts(deliveries={(kind, number): Delivery(delays_s) for number in range(30)})
+        kinds = [f"{STAGE_OF[state]} {status}" for status in ("InProgress", "Completed")]
+        deliveries = {(kind, number): Delivery(delays_s) for kind in kinds for number in range(15)}
+        yield Parts(deliveries=deliveries, proof=_all_hit(*(deliveries[kind, 0] for kind in kinds)))
 
     return parts
 
 
 def _wrong_order(state: str) -> Iterator[Parts]:
-    """Each event comes after the one that follows it."""
-    yield Parts(deliveries={("job", number): Delivery((700.0,) if number % 2 == 0 else (1.0,)) for number in range(30)})
+    """That the job runs is told after it has ended."""
+    stage = STAGE_OF[state]
+    late = Delivery((Fate().seconds + 700,))
+
+    def proof(world: World) -> bool:
+        order = [status for name, status in world.delivered if f"-{stage}-" in name]
+        return order.index("Completed") < order.index("InProgress")
+
+    yield Parts(deliveries={(f"{stage} InProgress", 0): late}, proof=proof)
 
 
-def _act(kind: str, delay_s: float = 1, **values: Any) -> Callable[[str], Iterator[Parts]]:
-    def parts(state: str) -> Iterator[Parts]:
-        yield Parts(acts=(Act(state, kind, delay_s, values=values),))
-
-    return parts
+def _early_event(state: str) -> Iterator[Parts]:
+    yield Parts((Fault(state, "early"),))
 
 
 def _another_photo(state: str) -> Iterator[Parts]:
@@ -285,8 +320,8 @@ def _upload_is_closed(state: str) -> str:
 
 
 def _late_event(state: str) -> Iterator[Parts]:
-    """The events of the stage's job come hours after everything is over."""
-    yield Parts(deliveries={("job", number): Delivery((1.0, 50_000.0)) for number in range(30)})
+    """The event of the end of the stage's job comes again, hours after everything is over."""
+    yield Parts(deliveries={(f"{STAGE_OF[state]} Completed", 0): Delivery((1.0, 50_000.0))})
 
 
 # ---- the execution from outside
@@ -300,45 +335,66 @@ def _is_state(state: str) -> str:
     return ""
 
 
-def _aborted(state: str) -> Iterator[Parts]:
-    """While the state's function is at work (a pause of 20 s at each of its calls), or just after it was entered."""
+def _moments(state: str) -> Iterator[tuple[tuple[Fault, ...], float, int]]:
+    """(faults that let time pass in the state, seconds after it was entered, number of the call) to abort at.
+
+    Just after the state was entered, while a stage's job runs or DynamoDB does not answer, and while the state's
+    function is at work: a pause of 20 s at each of its calls.
+    """
+    yield (), 0, 0
+    if state in STAGE_OF:
+        yield (), 100, 0
+    if state in DIRECT:
+        yield (Fault(state, "silence"),), 30, 0
     if state in SYNCHRONOUS:
-        for at in range(1, 13):
-            pause = Fault(state, "pause", at=at, seconds=20)
-            yield Parts((pause,), acts=(Act(state, "abort", 10),))
-    yield Parts(acts=(Act(state, "abort", 0),))
-    yield Parts(acts=(Act(state, "abort", 100),))
+        for at in STEPS:
+            yield (Fault(state, "pause", at=at, seconds=20),), 10, at
+
+
+def _was_aborted_in(state: str, *parts: object) -> Callable[[World], bool]:
+    return lambda world: _all_hit(*parts)(world) and world.aborted_in == state
+
+
+def _aborted(state: str) -> Iterator[Parts]:
+    for faults, delay_s, at in _moments(state):
+        abort = Act(state, "abort", delay_s)
+        yield Parts(faults, acts=(abort,), step=at, proof=_was_aborted_in(state, abort, *faults))
 
 
 def _redriven(state: str) -> Iterator[Parts]:
-    """At once and later, with the abort's event and without: the message has gone out before the redrive or has not."""
-    if state in SYNCHRONOUS:
-        for at in range(1, 13):
-            acts = (Act(state, "abort", 10), Act(state, "redrive", 2000))
-            yield Parts((Fault(state, "pause", at=at, seconds=20),), acts=acts)
-    for abort_s, redrive_s, delivery in ((0, 1, Delivery()), (100, 300, Delivery()), (100, 3000, Delivery(()))):
-        acts = (Act(state, "abort", abort_s), Act(state, "redrive", abort_s + redrive_s))
-        yield Parts(acts=acts, deliveries={("status", 0): delivery})
+    """Later and at once, with the abort's event and without: the message has gone out before the redrive or has not."""
+    for redrive_s, delivery in ((1, Delivery()), (3000, Delivery(()))):
+        acts = (Act(state, "abort", 0), Act(state, "redrive", redrive_s))
+        yield Parts(acts=acts, deliveries={("status", 0): delivery}, proof=_was_aborted_in(state, *acts))
+    for faults, delay_s, at in _moments(state):
+        acts = (Act(state, "abort", delay_s), Act(state, "redrive", 2000))
+        yield Parts(faults, acts=acts, step=at, proof=_was_aborted_in(state, *acts, *faults))
 
 
 def _aborted_unnoticed(state: str) -> Iterator[Parts]:
     yield Parts(acts=(Act(state, "abort", 0),), deliveries={("status", n): Delivery(()) for n in range(5)})
 
 
-# Seconds after the upload in which a state is the current one; a stage's job takes 1500 s where nothing else is said.
-TIMES_S = {"Settle": 10, "UploadComplete?": 1, "WholeSeconds": 1, "QuietPeriod": 30, "Validate": 70, "StartAt?": 60}
-TIMES_S |= {"SfM": 300, "Train": 2000, "Compress": 3500, "Notify": 4570, "FailUnlessDone": 4570}
-TIMES_S |= {"MalformedAnswer": 60, "RecordFailure": 670, "NotifyFailure": 670}
+# Seconds after the first photo in which a state is the current one; a stage's job takes 1500 s where nothing else is
+# said, and calls at which nothing strikes take no time.
+TIMES_S = {"Settle": 10, "QuietPeriod": 30, "Validate": 70, "SfM": 300, "Train": 2000, "Compress": 3500, "Notify": 4570}
+TIMES_S |= {"FailUnlessDone": 4570, "RecordFailure": 670, "NotifyFailure": 670}
+
+
+def _takes_time(state: str) -> str:
+    if state in EVENT_CALLS or state in ("Succeeded", "Failed"):
+        return _is_state(state)
+    return "" if state in TIMES_S else "no time passes in this state; the limit comes in the one before or after it"
 
 
 def _timed_out(state: str) -> Iterator[Parts]:
     """The limit of the execution falls into the state, whose call is slowed down."""
     faults: tuple[Fault, ...] = ()
     if state in SYNCHRONOUS and state not in STAGE_OF:
-        faults = (Fault(state, "pause", at=2, seconds=40),)
+        faults = (Fault(state, "pause", seconds=40),)
     elif state in DIRECT:
         faults = (Fault(state, "silence"),)
-    yield Parts(faults, timeout_s=TIMES_S[state])
+    yield Parts(faults, timeout_s=TIMES_S[state], proof=lambda world: world.timed_out_in == state)
 
 
 def _notifier(count: int) -> Callable[[str], Iterator[Parts]]:
@@ -349,9 +405,15 @@ def _notifier(count: int) -> Callable[[str], Iterator[Parts]]:
         calls = [
             Fault(where, "crash", at=3, count=count) for where in ("NotifyFailure", EVENT_CALLS["execution ended"])
         ]
-        yield Parts(cause.faults + tuple(calls), cause.fates, cause.acts)
+        yield Parts(cause.faults + tuple(calls), cause.fates, cause.acts, proof=_all_hit(*calls))
 
     return parts
+
+
+def _deaf(state: str) -> Iterator[Parts]:
+    """From the one that the state sends on; the sweeps of the next twenty minutes fail as well."""
+    fault = Fault(state, "deaf", seconds=1200)
+    yield Parts((fault,), proof=lambda world: sum(item is fault for item in world.hit) > 3)
 
 
 def _mute(count: int) -> Callable[[str], Iterator[Parts]]:
@@ -415,12 +477,15 @@ CATALOG: tuple[Kind, ...] = (
     Kind("answer of 300 KiB", _too_large, _answer_is_read, alone=True),
     Kind("SES and SNS refuse once", _mute(1), _tells_user),
     Kind("SES and SNS refuse ten times", _mute(10), _tells_user),
+    Kind("the bus refuses events for twenty minutes", _deaf, _tells_user),
     Kind("DynamoDB refuses once", _direct_error("DynamoDB.InternalServerErrorException", 1), _is_direct),
     Kind("DynamoDB refuses always", _direct_error("DynamoDB.InternalServerErrorException", ALWAYS), _is_direct),
     Kind("SendTaskFailure with JSON",
          _token("send_failure", "NOT_ENOUGH_LIGHT", error="X", cause=JSON_CAUSE), _is_stage),
     Kind("SendTaskFailure with text", _token("send_failure", "INTERNAL_ERROR", error="Oops", cause="broke"), _is_stage),
     Kind("SendTaskFailure with nothing", _token("send_failure", "INTERNAL_ERROR"), _is_stage),
+    Kind("SendTaskFailure with an empty cause",
+         _token("send_failure", "INTERNAL_ERROR", error="Oops", cause=""), _is_stage),
     Kind("SendTaskFailure with 32 KiB",
          _token("send_failure", "INTERNAL_ERROR", error="E" * 256, cause="\u00e9\"" * 16 * KIB), _is_stage),
     Kind("SendTaskSuccess with nonsense", _token("send_success", "INTERNAL_ERROR", output="[7]"), _is_stage),
@@ -441,19 +506,18 @@ CATALOG: tuple[Kind, ...] = (
     Kind("create: throttled once", _refused("ThrottlingException", "slow down", "", 1), _is_stage),
     Kind("create: invalid", _refused("ValidationException", "no such role", "SAGEMAKER_REJECTED", 14), _is_stage),
     Kind("create: name in use by a stranger", _fate(Fate(name_taken=True)), _is_stage),
-    Kind("event lost", _deliver("job"), _is_stage),
-    Kind("event three times", _deliver("job", 1.0, 1.0, 40.0), _is_stage),
-    Kind("event five hours late", _deliver("job", 18_000.0), _is_stage),
-    Kind("event before the token is stored", _act("unknown_event", 0), _is_state),
+    Kind("event lost", _deliver(), _is_stage),
+    Kind("event three times", _deliver(1.0, 1.0, 40.0), _is_stage),
+    Kind("event five hours late", _deliver(18_000.0), _is_stage),
+    Kind("event before the token is stored", _early_event, _is_stage),
     Kind("event again after the end", _late_event, _is_stage),
     Kind("events in wrong order", _wrong_order, _is_stage),
     Kind("execution aborted", _aborted, _is_state),
     Kind("execution aborted, its event lost", _aborted_unnoticed, _is_state),
     Kind("execution aborted, then redriven", _redriven, _is_state, alone=True),
-    Kind("execution timed out", _timed_out, _is_state, alone=True),
+    Kind("execution timed out", _timed_out, _takes_time, alone=True),
     Kind("fails here, notifier cut off once", _notifier(1), _can_fail),
     Kind("fails here, notifier cut off always", _notifier(ALWAYS), _can_fail),
     Kind("another photo comes", _another_photo, _is_state),
     Kind("another upload comes, with an old event", _second_upload, _upload_is_closed, alone=True),
 )  # fmt: skip
-STAGE_NAMES = STAGES

@@ -7,7 +7,6 @@ from typing import Any
 
 STAGES = ("sfm", "train", "compress")
 STAGE_OF = {"SfM": "sfm", "Train": "train", "Compress": "compress"}
-FUNCTION_STATES = ("Settle", "Validate", "SfM", "Train", "Compress", "Notify", "NotifyFailure")
 
 
 @dataclass(frozen=True)
@@ -17,8 +16,10 @@ class Fault:
     kind: ``error`` (the call fails with ``name`` and never reaches the function), ``crash`` (cut off before, or
     with ``after`` after, the ``at``-th AWS call; ``at`` 0 means at the end), ``service`` (the ``at``-th AWS call
     answers ``name``), ``pause`` (``seconds`` pass before the ``at``-th AWS call), ``answer`` (the function runs,
-    the answer is ``value``), ``silence`` (the answer never comes), ``mute`` (SNS and SES refuse). ``code``: what
-    the user must be told when it strikes and is fatal; empty where the job must survive it.
+    the answer is ``value``), ``silence`` (the answer never comes), ``mute`` (SNS and SES refuse), ``deaf`` (the bus
+    refuses events for ``seconds`` from the first one on, whatever ``where``), ``early`` (an event of the stage's job
+    comes just before its token is stored). ``code``: what the user must be told when it strikes and is fatal; empty
+    where the job must survive it.
     """
 
     where: str
@@ -57,9 +58,7 @@ class Act:
 
     kind: ``abort``, ``redrive`` (of an execution that has ended), ``send_failure`` (``error``, ``cause``),
     ``send_success`` (``output``), ``upload`` (one more photo, ``n``), ``old_object`` (the first photo's event once
-    more, with its old time), ``delete`` (the object ``key``), ``unknown_event`` (an
-    event of a job that does not exist yet), ``late_event`` (the first job's event once more), ``end_event`` (an old
-    status event of the execution).
+    more, with its old time).
     """
 
     state: str
@@ -79,7 +78,10 @@ class Delivery:
 
 @dataclass
 class Plan:
-    """One schedule. ``deliveries``: (kind of event, n-th) -> Delivery; ``lost_sweeps``: [from, to) in seconds."""
+    """One schedule. ``deliveries``: (kind of event, n-th) -> Delivery; ``lost_sweeps``: [from, to) in seconds.
+
+    Kinds of events: ``object``, ``job``, ``status``, or of one stage's jobs, such as ``train Completed``.
+    """
 
     photos: int = 9
     photo_gap_s: float = 0.2

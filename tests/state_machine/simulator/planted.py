@@ -118,12 +118,12 @@ BUGS = (
         ("functions/jobs.py", "aws.timestamp(math.floor(epoch_s) - 1)", "aws.timestamp(epoch_s)"),
         (("Validate", "another photo comes"),)),
     Bug("the event for other systems is lost with the call that should send it",
-        ("functions/notify.py", 'announced = "announced_at" in job', 'announced = channel == "sent before"'),
+        ("functions/notify.py", 'announced = "announced_at" in job\n', 'announced = channel == "sent before"\n'),
         (("NotifyFailure", "cut off after each of its calls"),)),
     Bug("a job is closed although the bus refused its event",
         ("functions/notify.py", "    if not is_announced(job):", "    if not job:"),
-        (("NotifyFailure", "the bus refuses for an hour"),),
-        (("functions/notify.py", 'if job["status"] == "SUCCEEDED" and announced:', 'if job["status"] == "SUCCEEDED":'),)),
+        (("NotifyFailure", "the bus refuses events for twenty minutes"),),
+        (("functions/notify.py", '"SUCCEEDED" and announced:', '"SUCCEEDED":'),)),
 )  # fmt: skip
 
 

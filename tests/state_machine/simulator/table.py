@@ -36,13 +36,15 @@ def run_cell(code: Code, state: str, kind: Kind) -> Cell:
         return cell
     for parts in kind.parts(state):
         world = World(code, plan_of(state, parts)).run()
+        struck = parts.have_struck(world)
+        if parts.step and not struck and cell.runs:
+            return cell  # the function makes no more calls
         cell.runs += 1
-        struck = world.struck > 0
-        if not struck and cell.runs > 1:
-            continue  # the function makes fewer calls than there are variants
         cell.struck += struck
         cell.violations += invariants.check(world)
         cell.outcomes[outcome(world)] += 1
+    if parts.step:
+        cell.violations.append(f"the function makes more than {parts.step} calls: catalog.STEPS ends too early")
     return cell
 
 

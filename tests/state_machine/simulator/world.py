@@ -29,6 +29,7 @@ ASYNC_RETRY_DELAYS_S = (60.0, 120.0)  # Lambda developer guide, "Error handling 
 SWEEP_S = 300.0
 LIMIT_S = 4 * 86_400.0
 OUTPUTS = {"sfm": ("scene.json",), "train": ("scene.ply",), "compress": ("index.html", "report.json", "scene.sog")}
+REFUSED = {"mute": ("sns", "sesv2"), "deaf": ("events",)}  # kind of fault: services that refuse
 STATUS_EVENT = "Step Functions Execution Status Change"
 
 
@@ -97,7 +98,11 @@ class World:
         self.dropped: list[str] = []
         self.causes += plan.possible
         self.may_survive = bool(plan.possible)  # something struck that may or may not be fatal
-        self.struck = 0
+        self.hit: list[object] = []  # parts of the plan that have struck
+        self.deaf_since: float | None = None  # when the bus refused the first event
+        self.aborted_in = ""  # the state in which the execution was when it was aborted
+        self.timed_out_in = ""  # the state in which the execution was when its limit came
+        self.delivered: list[tuple[str, str]] = []  # events of SageMaker jobs in the order in which they came
         self.unmarked: Counter[tuple[str, str]] = Counter()  # of calls that ended between sending and marking
         self.ended: dict[str, tuple[float, str]] = {}  # execution: (time, status)
         self.errors: dict[str, str] = {}
@@ -171,40 +176,31 @@ class World:
                 self.clock.call_later(act.delay_s, lambda act=act: self._act(act, execution))  # type: ignore[misc]
 
     def _act(self, act: Act, execution: str) -> None:
-        self.struck += 1
         self.note(f"act {act.kind}")
         if act.kind == "abort":
-            if self.engine.describe_execution(execution)["status"] == "RUNNING":
-                self.aborted.add(execution)
-                self.engine.stop_execution(execution)
+            if self.engine.describe_execution(execution)["status"] != "RUNNING":
+                return
+            self.aborted.add(execution)
+            self.aborted_in = self.aborted_in or self.current[execution.rpartition(":")[2]]
+            self.engine.stop_execution(execution)
         elif act.kind == "redrive":
-            if self.engine.describe_execution(execution)["redriveStatus"] == "REDRIVABLE":
-                self.redrives += 1
-                self.engine.redrive_execution(execution)
+            if self.engine.describe_execution(execution)["redriveStatus"] != "REDRIVABLE":
+                return
+            self.redrives += 1
+            self.engine.redrive_execution(execution)
         elif act.kind in ("send_failure", "send_success"):
-            self._answer_token(act, execution.rpartition(":")[2])
+            if not self._answer_token(act, execution.rpartition(":")[2]):
+                return
         elif act.kind == "upload":
             self.s3.put(f"uploads/{SCENE}/later {act.values.get('n', 0)}.jpg", JPEG)
         elif act.kind == "old_object":
             self.emit("aws.s3", "Object Created", self._object_detail(self._first_key()), Delivery(), START)
-        elif act.kind == "delete":
-            for key in [key for key in self.s3.objects if key.endswith(act.values["suffix"])]:
-                del self.s3.objects[key]
-            self.causes += [act.code] if act.code else []
-        elif act.kind == "late_event":
-            for name in list(self.sagemaker.jobs)[:1]:
-                self._emit_job(self.sagemaker.kind(name), name, Delivery())
-        elif act.kind == "unknown_event":
-            detail = {"ProcessingJobName": "spaceport-not-yet", "ProcessingJobStatus": "Completed"}
-            self.emit("aws.sagemaker", "SageMaker Processing Job State Change", detail, Delivery())
-        elif act.kind == "end_event":
-            ended = {"executionArn": execution, "stateMachineArn": self.machine_arn, "status": act.values["status"]}
-            self.emit("aws.states", STATUS_EVENT, {**ended, "name": execution.rpartition(":")[2]}, Delivery())
         else:
             raise ValueError(f"unknown act {act.kind}")
+        self.hit.append(act)
 
-    def _answer_token(self, act: Act, job_id: str) -> None:
-        """Somebody answers the token of the job's running stage."""
+    def _answer_token(self, act: Act, job_id: str) -> bool:
+        """Somebody answers the token of the job's running stage; False when nobody waits for it any more."""
         tasks = [row for row in self.table.rows.values() if "task_token" in row and "open" in row]
         tokens = [row["task_token"] for row in tasks if row["job_id"] == job_id]
         for token in tokens[-1:]:
@@ -214,8 +210,9 @@ class World:
                 else:
                     self.engine.send_task_success(token, act.values["output"])
             except ApiError:
-                continue  # it was too late
+                return False
             self.causes += [act.code] if act.code else []
+        return bool(tokens)
 
     # ---- events
 
@@ -241,12 +238,15 @@ class World:
 
         self.clock.call_later(delay_s, fire)
 
-    def _delivery(self, kind: str) -> Delivery:
-        number = self.counts["event " + kind]
-        self.counts["event " + kind] += 1
-        delivery = self.plan.deliveries.get((kind, number))
-        self.struck += delivery is not None
-        return delivery or Delivery()
+    def _delivery(self, *kinds: str) -> Delivery:
+        """Of an event that is of all ``kinds``: what the plan has for the last of them counts."""
+        found = Delivery()
+        for kind in kinds:
+            number = self.counts["event " + kind]
+            self.counts["event " + kind] += 1
+            found = self.plan.deliveries.get((kind, number), found)
+        self.hit.append(found)
+        return found
 
     def _object_created(self, key: str) -> None:
         if key.startswith("results/"):
@@ -266,7 +266,7 @@ class World:
             self.errors[detail["executionArn"]] = str(detail.get("error") or "")
             self.note(f"execution {detail['status']} {detail.get('error')}: {str(detail.get('cause'))[:200]}")
             if detail["status"] == "TIMED_OUT":
-                self.struck += 1
+                self.timed_out_in = self.current[detail["name"]]
                 self.causes.append("EXECUTION_TIMED_OUT")
             if detail.get("error") == "States.DataLimitExceeded":
                 self.causes.append("INTERNAL_ERROR")
@@ -276,6 +276,9 @@ class World:
 
     def _deliver(self, function: str, name: str, event: dict[str, Any], attempt: int = 0) -> None:
         """Lambda's asynchronous invocation: two more tries, then the dead-letter queue."""
+        if event["source"] == "aws.sagemaker":
+            kind = "Training" if "TrainingJobName" in event["detail"] else "Processing"
+            self.delivered.append((event["detail"][f"{kind}JobName"], event["detail"][f"{kind}JobStatus"]))
         answer = self.call(function, name, event)
         if "error" not in answer:
             return
@@ -287,7 +290,9 @@ class World:
 
     def _sweep(self) -> None:
         lost_from, lost_to = self.plan.lost_sweeps
-        if not lost_from <= self.elapsed() < lost_to:
+        if lost_from <= self.elapsed() < lost_to:
+            self.hit.append(self.plan.lost_sweeps)
+        else:
             event = {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}, "version": "0"}
             for pattern, function, name in self.code.rules:
                 if pattern is None:
@@ -309,12 +314,17 @@ class World:
         call = self.calls[-1]
         call.calls += 1
         fault = call.fault
-        if fault is not None and fault.kind == "mute" and service in ("sns", "sesv2"):
-            self.struck += 1
+        refusing = fault if fault is not None and fault.kind == "mute" else self._deaf()
+        if refusing is not None and service in REFUSED[refusing.kind]:
+            self.hit.append(refusing)
+            if refusing.kind == "deaf" and self.deaf_since is None:
+                self.deaf_since = self.now()
             raise fakes.client_error("AuthorizationError", "not now", operation, 403)
+        if fault is not None and fault.kind == "early" and operation == "PutItem":
+            self._early_event(fault, call)
         if fault is None or fault.at != call.calls or fault.kind not in ("crash", "service", "pause"):
             return _nothing
-        self.struck += 1
+        self.hit.append(fault)
         self.note(f"  {fault.kind} at {call.calls}: {service} {operation}")
         if fault.kind == "service":
             raise fakes.client_error(fault.name, "the service said so", operation, 503)
@@ -327,6 +337,23 @@ class World:
             raise CutOff
         return _cut_off
 
+    def _deaf(self) -> Fault | None:
+        """The plan's fault of the bus, while it lasts."""
+        fault = next((fault for fault in self.plan.faults if fault.kind == "deaf"), None)
+        lasted_s = 0.0 if self.deaf_since is None else self.now() - self.deaf_since
+        return fault if fault is not None and lasted_s < fault.seconds else None
+
+    def _early_event(self, fault: Fault, call: Call) -> None:
+        """An event of the job that this call is about to create arrives before its token is in the table."""
+        self.hit.append(fault)
+        stage = STAGE_OF[call.where]
+        kind = "Training" if stage == "train" else "Processing"
+        ulid = self.started()[-1].rpartition("-")[2].lower()  # of the first execution
+        name = f"{self.code.modules['settings'].settings().job_prefix}-{ulid}-{stage}-0"
+        detail = {f"{kind}JobName": name, f"{kind}JobStatus": "InProgress"}
+        self.emit("aws.sagemaker", f"SageMaker {kind} Job State Change", detail, Delivery((0.0,)))
+        self.clock.advance(0)
+
     def call(self, function: str, where: str, event: Any) -> dict[str, Any]:
         """{"payload"} or {"error": {errorType, errorMessage}} of one invocation."""
         number = self.counts[where]
@@ -335,7 +362,7 @@ class World:
         if fault is not None:
             self.note(f"fault {where} #{number}: {fault.kind} {fault.name}")
             if fault.kind in ("error", "answer", "silence") or fault.at == 0:
-                self.struck += 1
+                self.hit.append(fault)
             if fault.code:
                 self.causes.append(fault.code)
             if fault.kind == "error":
@@ -425,7 +452,7 @@ class World:
         fault = self._last_fault(state)
         if fault is not None:
             self.note(f"fault {state}: {fault.kind} {fault.name}")
-            self.struck += 1
+            self.hit.append(fault)
             if fault.kind == "silence":
                 return
             on_done(TaskError(fault.name, "the service said so"))
@@ -442,7 +469,7 @@ class World:
     def _fate(self, name: str) -> Fate:
         stage, attempt = name.split("-")[-2:]
         fate = self.plan.fates.get((stage, int(attempt)))
-        self.struck += fate is not None
+        self.hit.append(fate)
         return fate or Fate()
 
     def _refusal(self, name: str) -> ClientError | None:
@@ -469,8 +496,7 @@ class World:
     def _job_created(self, kind: str, name: str) -> None:
         fate = self._fate(name)
         self.note(f"  created {name}")
-        if kind == "Training":
-            self._job_changed(kind, name)
+        self._job_changed(kind, name)
         if fate.interrupted_s:
             self._later(fate.interrupted_s, lambda: self._interrupt(name))
         self._later(fate.seconds, lambda: self._finish(name, fate))
@@ -508,7 +534,7 @@ class World:
         self.note(f"  job {name} {status}")
         if status == "Stopping":
             self._later(30, lambda: self.sagemaker.change(name, "Stopped"))
-        self._emit_job(kind, name, self._delivery("job"))
+        self._emit_job(kind, name, self._delivery("job", f"{name.split('-')[-2]} {status}"))
 
     def _emit_job(self, kind: str, name: str, delivery: Delivery) -> None:
         detail = {key: self.sagemaker.jobs[name][key] for key in (f"{kind}JobName", f"{kind}JobStatus")}
