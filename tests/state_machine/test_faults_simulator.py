@@ -18,12 +18,12 @@ from tests.state_machine.simulator.world import World
 class MotoTable:
     """moto's table with the simulator's gate in front, and its rows as the simulator looks at them."""
 
-    def __init__(self, gate):
+    def __init__(self, gate, on_update=lambda pk, expression: None):
         declared = yaml_parse((ROOT / "template.yaml").read_text())["Resources"]["JobTable"]["Properties"]
         names = ("BillingMode", "AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes")
         boto3.client("dynamodb", "us-east-1").create_table(TableName="jobs", **{n: declared[n] for n in names})
         self.table = boto3.resource("dynamodb", "us-east-1").Table("jobs")
-        self.gate = gate
+        self.gate, self.on_update = gate, on_update
 
     @property
     def rows(self):
@@ -33,6 +33,8 @@ class MotoTable:
         def call(**arguments):
             after = self.gate("dynamodb", operation.title().replace("_", ""))
             answer = getattr(self.table, operation)(**arguments)
+            if operation == "update_item":
+                self.on_update(arguments["Key"]["pk"], arguments["UpdateExpression"])
             after()
             return answer
 
@@ -44,9 +46,10 @@ class MotoTable:
 class MotoS3:
     """moto's bucket with the simulator's gate in front."""
 
-    def __init__(self, gate, on_created):
+    def __init__(self, gate, on_created, now):
         self.client = boto3.client("s3", "us-east-1")
-        self.gate, self.on_created = gate, on_created
+        self.gate, self.on_created, self.now = gate, on_created, now
+        self.modified = {}
 
     @property
     def objects(self):
@@ -55,6 +58,7 @@ class MotoS3:
 
     def put(self, key, body):
         self.client.put_object(Bucket=self.bucket, Key=key, Body=body)
+        self.modified[key] = self.now()
         self.on_created(key)
 
     def put_object(self, Bucket, Key, Body, ContentType):
@@ -88,8 +92,8 @@ def run_on_moto(plan, monkeypatch):
     with mock_aws():
         code = deployed()
         world = World(code, plan)
-        world.table = MotoTable(world.gate)
-        world.s3 = MotoS3(world.gate, world._object_created)
+        world.table = MotoTable(world.gate, world._row_changed)
+        world.s3 = MotoS3(world.gate, world._object_created, world.now)
         world.s3.bucket = code.stack.buckets[0].name
         world.s3.client.create_bucket(Bucket=world.s3.bucket)
         world.run()

@@ -76,7 +76,6 @@ class Kind:
     name: str
     parts: Callable[[str], Iterator[Parts]]
     reason: Callable[[str], str]
-    alone: bool = False  # not combined with others in random schedules
 
 
 def plan_of(state: str, *parts: Parts) -> Plan:
@@ -111,8 +110,9 @@ def way_to(state: str) -> Parts:
 # ---- calls of functions
 
 
-def _where(state: str) -> str:
-    return EVENT_CALLS.get(state, state)
+def _fault(state: str, kind: str, name: str = "", **more: Any) -> Fault:
+    """Of the call in this row. A job's first event says that it runs; its end is what the rows are about."""
+    return Fault(EVENT_CALLS.get(state, state), kind, name, first=1 if state.endswith("job changed") else 0, **more)
 
 
 def _calls_function(state: str) -> str:
@@ -130,7 +130,7 @@ def _error(name: str, count: int, code: str = "") -> Callable[[str], Iterator[Pa
     def parts(state: str) -> Iterator[Parts]:
         fatal = _fatal(state, code) if count == ALWAYS or code == "INTERNAL_ERROR" else ""
         struck = 3 if state in EVENT_CALLS and count == ALWAYS else count
-        yield Parts((Fault(_where(state), "error", name, count=struck, code=fatal),))
+        yield Parts((_fault(state, "error", name, count=struck, code=fatal),))
 
     return parts
 
@@ -145,31 +145,31 @@ def _direct_error(name: str, count: int) -> Callable[[str], Iterator[Parts]]:
 def _crashes(after: bool, name: str) -> Callable[[str], Iterator[Parts]]:
     def parts(state: str) -> Iterator[Parts]:
         for at in STEPS:
-            yield Parts((Fault(_where(state), "crash", name, at=at, after=after),), step=at)
+            yield Parts((_fault(state, "crash", name, at=at, after=after),), step=at)
 
     return parts
 
 
 def _at_the_end(state: str) -> Iterator[Parts]:
-    yield Parts((Fault(_where(state), "crash", "Sandbox.Timedout", at=0),))
+    yield Parts((_fault(state, "crash", "Sandbox.Timedout", at=0),))
 
 
 def _service(name: str) -> Callable[[str], Iterator[Parts]]:
     def parts(state: str) -> Iterator[Parts]:
         for at in STEPS:
-            yield Parts((Fault(_where(state), "service", name, at=at),), step=at)
+            yield Parts((_fault(state, "service", name, at=at),), step=at)
 
     return parts
 
 
 def _pauses(state: str) -> Iterator[Parts]:
     for at in STEPS:
-        yield Parts((Fault(_where(state), "pause", at=at, seconds=45),), step=at)
+        yield Parts((_fault(state, "pause", at=at, seconds=45),), step=at)
 
 
 def _silence(state: str) -> Iterator[Parts]:
     code = "" if state in (*STAGE_OF, "Notify") else _fatal(state, "STAGE_TIMEOUT")
-    yield Parts((Fault(_where(state), "silence", code=code),))
+    yield Parts((_fault(state, "silence", code=code),))
 
 
 MALFORMED: tuple[Any, ...] = (
@@ -183,12 +183,12 @@ def _malformed(state: str) -> Iterator[Parts]:
     fatal = "INTERNAL_ERROR" if state in ("Settle", "Validate") else ""
     for value in MALFORMED:
         waits = state == "Settle" and value == {"complete": False, "wait_s": 0.5}  # is rounded
-        yield Parts((Fault(_where(state), "answer", value=value, code="" if waits else fatal),))
+        yield Parts((_fault(state, "answer", value=value, code="" if waits else fatal),))
 
 
 def _too_large(state: str) -> Iterator[Parts]:
     fatal = "INTERNAL_ERROR" if state in ("Settle", "Validate") else ""
-    yield Parts((Fault(_where(state), "answer", value={"text": "x" * 300 * KIB}, code=fatal),))
+    yield Parts((_fault(state, "answer", value={"text": "x" * 300 * KIB}, code=fatal),))
 
 
 def _answer_is_read(state: str) -> str:
@@ -418,7 +418,7 @@ def _deaf(state: str) -> Iterator[Parts]:
 
 def _mute(count: int) -> Callable[[str], Iterator[Parts]]:
     def parts(state: str) -> Iterator[Parts]:
-        yield Parts((Fault(_where(state), "mute", count=count),))
+        yield Parts((_fault(state, "mute", count=count),))
 
     return parts
 
@@ -474,7 +474,7 @@ CATALOG: tuple[Kind, ...] = (
     Kind("slow: 45 s at each of its calls", _pauses, _calls_function),
     Kind("answer never comes", _silence, lambda s: "" if s in DIRECT else _answer_is_read(s)),
     Kind("malformed answer (14 kinds)", _malformed, _answer_is_read),
-    Kind("answer of 300 KiB", _too_large, _answer_is_read, alone=True),
+    Kind("answer of 300 KiB", _too_large, _answer_is_read),
     Kind("SES and SNS refuse once", _mute(1), _tells_user),
     Kind("SES and SNS refuse ten times", _mute(10), _tells_user),
     Kind("the bus refuses events for twenty minutes", _deaf, _tells_user),
@@ -489,7 +489,7 @@ CATALOG: tuple[Kind, ...] = (
     Kind("SendTaskFailure with 32 KiB",
          _token("send_failure", "INTERNAL_ERROR", error="E" * 256, cause="\u00e9\"" * 16 * KIB), _is_stage),
     Kind("SendTaskSuccess with nonsense", _token("send_success", "INTERNAL_ERROR", output="[7]"), _is_stage),
-    Kind("heartbeat lost", _no_sweeps, _is_stage, alone=True),
+    Kind("heartbeat lost", _no_sweeps, _is_stage),
     Kind("job Failed with a reason", _failed(SECOND_REASON, "NOT_SHARP"), _is_stage),
     Kind("job Failed without a reason", _failed("", "INTERNAL_ERROR"), _is_stage),
     Kind("job Failed with 'exit code: 137'", _failed("exit code: 137", "OUT_OF_MEMORY"), _is_stage),
@@ -514,10 +514,10 @@ CATALOG: tuple[Kind, ...] = (
     Kind("events in wrong order", _wrong_order, _is_stage),
     Kind("execution aborted", _aborted, _is_state),
     Kind("execution aborted, its event lost", _aborted_unnoticed, _is_state),
-    Kind("execution aborted, then redriven", _redriven, _is_state, alone=True),
-    Kind("execution timed out", _timed_out, _takes_time, alone=True),
+    Kind("execution aborted, then redriven", _redriven, _is_state),
+    Kind("execution timed out", _timed_out, _takes_time),
     Kind("fails here, notifier cut off once", _notifier(1), _can_fail),
     Kind("fails here, notifier cut off always", _notifier(ALWAYS), _can_fail),
     Kind("another photo comes", _another_photo, _is_state),
-    Kind("another upload comes, with an old event", _second_upload, _upload_is_closed, alone=True),
+    Kind("another upload comes, with an old event", _second_upload, _upload_is_closed),
 )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from typing import Any
 
 from tests.state_machine.simulator.fakes import plain
@@ -129,8 +128,7 @@ def _photos(world: World, jobs: dict[str, dict[str, Any]]) -> list[str]:
             names = [*json.loads(objects[manifest])[1:], *(entry["name"] for entry in json.loads(objects[rejected]))]
             seen |= {layout.uploads_prefix(row["scene"]) + name for name in names}
         elif "ended_at" in row:
-            ended_s = datetime.fromisoformat(row["ended_at"]).timestamp()
-            until_s = world.s3.modified.get(rejected, ended_s)
+            until_s = world.s3.modified.get(rejected, world.last_ends_s.get(job_id, 0))
             told_until_s[row["scene"]] = max(told_until_s.get(row["scene"], 0), until_s)
     found = []
     for key in (objects.keys() & world.s3.modified) - seen:  # the other ones were put there without an event

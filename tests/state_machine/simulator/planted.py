@@ -19,6 +19,7 @@ SEND = "        channel = mails.send("
 RELEASE = "        jobs.release_message(job_id)\n        raise\n"
 UNPUBLISH = '    bucket = job["bucket"]\n    keys = ['
 FINISH = '    stage, job_id = task["stage"], task["job_id"]\n    if verdict'
+RECORD = 'message_sent_at, message_claimed_until, announced_at",\n        "ExpressionAttributeNames"'
 LOWER = (
     'first_object_at > :at "\n'
     '                    "AND (attribute_not_exists(sealed_at) OR sealed_at < :at)"'
@@ -62,7 +63,7 @@ BUGS = (
         ("functions/check_status.py", "names = jobs.open_task_names()", "names: list[str] = []"),
         (("Train", "event lost"),)),
     Bug("the sweep ignores jobs whose execution has ended",
-        ("functions/notify.py", "for job_id in jobs.open_job_ids():", "for job_id in ():"),
+        ("functions/notify.py", "job_ids = jobs.open_job_ids()", "job_ids: list[str] = []"),
         (("Train", "execution aborted, its event lost"),)),
     Bug("a job that nobody waits for is not stopped",
         ("functions/check_status.py", '    sagemaker_jobs.stop(task["stage"], name)\n', ""),
@@ -84,8 +85,9 @@ BUGS = (
         (ASL, '"Next": "Failed" }],\n      "Next": "Failed"', '"Next": "Failed" }],\n      "Next": "Succeeded"'),
         (("SfM", "job Failed with a reason"),)),
     Bug("a message that was sent is sent again",
-        ("functions/jobs.py", '"attribute_not_exists(message_sent_at) AND "', '""'),
-        (("SfM", "job Failed with a reason"),)),
+        ("functions/jobs.py", '"attribute_not_exists(message_sent_at) AND #status', '"#status'),
+        (("SfM", "job Failed with a reason"),),
+        (("functions/notify.py", '"sent before" if "message_sent_at" in job else send_once(job)', "send_once(job)"),)),
     Bug("a stranger's job is taken for the own one",
         ("functions/start_job.py", "if not created and task and", "if created is None and task and"),
         (("Train", "create: name in use by a stranger"),)),
@@ -124,6 +126,9 @@ BUGS = (
         ("functions/notify.py", "    if not is_announced(job):", "    if not job:"),
         (("NotifyFailure", "the bus refuses events for twenty minutes"),),
         (("functions/notify.py", '"SUCCEEDED" and announced:', '"SUCCEEDED":'),)),
+    Bug("what was told before a redrive counts for the failure after it",
+        (ASL, RECORD, RECORD.replace("message_sent_at, ", "")),
+        (("RecordFailure", "execution aborted, then redriven"),)),
 )  # fmt: skip
 
 

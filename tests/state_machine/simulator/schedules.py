@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import cache
+from itertools import takewhile
 
 from tests.state_machine.simulator import invariants
 from tests.state_machine.simulator.catalog import CATALOG, EVENT_CALLS, Kind, Parts, plan_of
-from tests.state_machine.simulator.code import Code
+from tests.state_machine.simulator.code import Code, deployed
 from tests.state_machine.simulator.plan import Delivery, Plan
 from tests.state_machine.simulator.world import World
 
@@ -27,8 +29,7 @@ def draw(seed: int, states: list[str]) -> Plan:
     taken: set[str] = set()
     for _ in range(rng.choice((1, 2, 2, 3))):
         state, kind = _pick(rng, states)
-        variants = list(kind.parts(state))
-        chosen = rng.choice(variants)
+        chosen = rng.choice(_variants(state, kind))
         wheres = {fault.where for fault in chosen.faults} | {f"{stage} job" for stage, _ in chosen.fates}
         if not wheres & taken:  # two faults of one call hide each other
             taken |= wheres
@@ -43,14 +44,22 @@ def draw(seed: int, states: list[str]) -> Plan:
         # What says that the upload is ready comes last, else the job takes what is there.
         options_first=rng.random() < 0.3 and b"ready" not in (options or b""),
         deliveries={**_noise(rng), **plan.deliveries},
+        jobs=None,  # another fault may end the first upload earlier or later
     )
 
 
 def _pick(rng: random.Random, states: list[str]) -> tuple[str, Kind]:
     while True:
         state, kind = rng.choice(states), rng.choice(CATALOG)
-        if not kind.alone and not kind.reason(state):
+        if not kind.reason(state):
             return state, kind
+
+
+@cache
+def _variants(state: str, kind: Kind) -> list[Parts]:
+    """Those that can strike: at calls that the state's function makes on the usual way."""
+    calls = World(deployed(), plan_of(state)).run().most_calls[EVENT_CALLS.get(state, state)]
+    return list(takewhile(lambda parts: parts.step <= calls, kind.parts(state)))
 
 
 def _noise(rng: random.Random) -> dict[tuple[str, int], Delivery]:

@@ -70,12 +70,13 @@ checks that the page is current.
 
 Each line is a fault that was made to happen in a state of the [pipeline](../statemachine/pipeline.asl.json) (or in
 a function that an event calls), by the simulator in tests/state_machine/simulator: the real functions and the real
-state machine in virtual time. A fault with several variants (such as "cut off before each of its calls") was run
-with all of them that exist there; the numbers say how many runs ended how. Behind the status stands the code that
-the user was told. After each run it was checked that the execution, the job's row and the message agree, that
-exactly one message was sent (more only where a call was cut off between sending and marking, as [decision
-0004](decisions/0004-one-message-per-job.md) says), that no SageMaker job runs on, that no token and no job is left
-open, and that `results/` holds all of a result or nothing.
+state machine in virtual time. Every run is checked to have met its fault in this state. A fault with several
+variants (such as "cut off before each of its calls") was run with all of them that exist there; the numbers say how
+many runs ended how. Behind the status stands the code that the user was told. After each run it was checked that the
+execution, the job's row, the message and the event on the bus agree, that exactly one message and one event were sent
+(more only where a call was cut off between sending and marking, as [decision
+0004](decisions/0004-one-message-per-job.md) says), that every photo is in a job or its user has heard why not, that no
+SageMaker job runs on, that no token and no job is left open, and that `results/` holds all of a result or nothing.
 """
 
 

@@ -91,6 +91,7 @@ class World:
         self.sagemaker = fakes.FakeSageMaker(self.gate, self.now, self._refusal, self._job_created, self._job_changed)
         self.calls: list[Call] = []
         self.counts: Counter[str] = Counter()
+        self.most_calls: Counter[str] = Counter()  # by where: how many calls to AWS one invocation has made
         self.visits: Counter[tuple[str, str]] = Counter()
         self.log: list[str] = []
         self.causes: list[str] = []  # codes of fatal things that have struck
@@ -98,6 +99,7 @@ class World:
         self.dropped: list[str] = []
         self.causes += plan.possible
         self.may_survive = bool(plan.possible)  # something struck that may or may not be fatal
+        self.last_ends_s: dict[str, float] = {}  # job: the latest end that its row has had; a redriven job has several
         self.hit: list[object] = []  # parts of the plan that have struck
         self.deaf_since: float | None = None  # when the bus refused the first event
         self.aborted_in = ""  # the state in which the execution was when it was aborted
@@ -385,6 +387,7 @@ class World:
             return _error(type(error).__name__, str(error))
         finally:
             self.calls.remove(call)
+            self.most_calls[where] = max(self.most_calls[where], call.calls)
         if fault is not None and fault.kind == "answer":
             payload = fault.value
         self.note(f"  {where} -> {json.dumps(payload)[:160]}")
@@ -403,7 +406,11 @@ class World:
         self.calls[-1].unmarked["event", json.loads(entry["Detail"])["job_id"]] += 1
 
     def _row_changed(self, pk: str, expression: str) -> None:
-        """The marks after which nothing may be sent again, whatever becomes of the call."""
+        """The marks after which nothing may be sent again, whatever becomes of the call; and each end of a job."""
+        ended_at = self.table.rows[pk].get("ended_at")
+        if ended_at is not None:
+            ended_s = datetime.fromisoformat(ended_at).timestamp()
+            self.last_ends_s[pk[4:]] = max(ended_s, self.last_ends_s.get(pk[4:], 0.0))
         for name, mark in (("message", "SET message_sent_at"), ("event", "SET announced_at")):
             if mark in expression and self.calls:
                 self.calls[-1].unmarked.pop((name, pk.removeprefix("JOB#")), None)
