@@ -100,13 +100,15 @@ def report_time(stage: Stage, seconds: float) -> None:
 
 
 def heartbeat(name: str, task: dict[str, Any]) -> str:
-    """The job runs. If nobody waits for it any more (aborted, timed out, replaced), it is only billed: stop it."""
+    """The job runs. If nobody waits for it any more (aborted, timed out, replaced), it is only billed: stop it.
+
+    Its task stays open until it has stopped: only then it is known what it has cost.
+    """
     if is_awaited(task["task_token"]):
         return "running"
     sagemaker_jobs.stop(task["stage"], name)
-    jobs.close_task(name, "ABANDONED")
     logger.warning("stopped a job that nobody waits for", extra={"job_name": name})
-    return "abandoned"
+    return "stopped"
 
 
 def finish(name: str, task: dict[str, Any], verdict: Verdict) -> str:
@@ -127,6 +129,7 @@ def finish(name: str, task: dict[str, Any], verdict: Verdict) -> str:
             )
         )
     jobs.close_task(name, verdict.status.upper())
+    count_late_cost(job_id, cost_of(stage, verdict))
     metrics.add_metric(f"Stages{verdict.status.capitalize()}", MetricUnit.Count, 1)
     logger.info("stage ended", extra={"job_name": name, "status": verdict.status, "code": verdict.code, "heard": heard})
     return verdict.status if heard else f"{verdict.status}, nobody waits"
@@ -145,6 +148,12 @@ def result_of(name: str, task: dict[str, Any], verdict: Verdict) -> dict[str, An
         "billable_seconds": verdict.billable_seconds,
         "cost_usd": cost_of(task["stage"], verdict),
     }
+
+
+def count_late_cost(job_id: str, cost_usd: float) -> None:
+    """What a job has cost is counted when its user is told (notify.measure); what ends later is counted here."""
+    if "message_sent_at" in (jobs.get_job(job_id) or {}):
+        metrics.add_metric("CostUsd", MetricUnit.NoUnit, cost_usd)
 
 
 def cost_of(stage: Stage, verdict: Verdict) -> float:

@@ -43,9 +43,9 @@ def suffix(path: str) -> str:
 
 
 def is_hidden(path: str) -> bool:
-    """Files that desktops leave beside photos: .DS_Store, ._IMG_1.jpg, __MACOSX/, Thumbs.db."""
-    parts = PurePosixPath(path).parts
-    return any(part.startswith((".", "__MACOSX")) for part in parts) or parts[-1:] == ("Thumbs.db",)
+    """Files that desktops leave beside photos: .DS_Store, ._IMG_1.jpg, __MACOSX/, Thumbs.db. ".." is not one."""
+    parts = [part for part in PurePosixPath(path).parts if part != ".."]
+    return any(part.startswith((".", "__MACOSX")) for part in parts) or parts[-1:] == ["Thumbs.db"]
 
 
 def starts_a_job(path: str) -> bool:

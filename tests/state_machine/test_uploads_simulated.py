@@ -157,6 +157,10 @@ def test_hostile_names_neither_escape_nor_stop_the_others():
     assert "sp ace + 100% \u00e9\u4e2d.jpg" in manifest
     assert "%2e%2e/x.jpg" in manifest
     assert "\\n" not in manifest
+    rejected = json.loads(world.s3.objects[f"work/{job['job_id']}/rejected.json"])
+    reasons = {entry["name"]: entry["reason"] for entry in rejected}
+    assert reasons["../../other/a.jpg"] == reasons["./a.jpg"] == "the name has an empty part, '.' or '..'"
+    assert not [name for name in reasons if "hidden" in name or "MACOSX" in name]
     assert job["photos"] == 9 + 4  # spaces and unicode, the percent signs, job.json/, and the deep folder
 
 

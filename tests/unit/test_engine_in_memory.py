@@ -4,6 +4,7 @@ import itertools
 import json
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ class Stages:
     def __init__(self):
         self.engine: Any = None
         self.outcomes = {}  # (stage, attempt) -> Exit, otherwise success
+        self.page = "index.html"
         self.names = []
 
     def start(self, job, on_exit):
@@ -51,21 +53,20 @@ class Stages:
             else:
                 base = request["ProcessingOutputConfig"]["Outputs"][0]["S3Output"]["S3Uri"]
             bucket, _, key = base.removeprefix("s3://").partition("/")
-            for name in {"sfm": ["scene.json"], "train": ["scene.ply"], "compress": ["index.html", "report.json"]}[
-                stage
-            ]:
+            for name in {"sfm": ["scene.json"], "train": ["scene.ply"], "compress": [self.page, "report.json"]}[stage]:
                 put(bucket, f"{key.rstrip('/')}/{name}", b"{}")
         on_exit(result)
 
 
-def deploy(parameters=PARAMETERS, **options):
+def deploy(parameters=PARAMETERS, on_load=lambda modules: None, **options):
     clock, stages = VirtualClock(), Stages()
     events: list[dict[str, Any]] = []
 
-    def use_virtual_time(function, modules):
+    def load(function, modules):
         modules["aws"].now = lambda: clock.now().timestamp()
+        on_load(modules)
 
-    engine = Engine(None, parameters, clock, events.append, runner=stages, on_load=use_virtual_time, **options)
+    engine = Engine(None, parameters, clock, events.append, runner=stages, on_load=load, **options)
     stages.engine = engine
     return engine, stages, events
 
@@ -157,6 +158,50 @@ def test_order_inputs_and_outputs_of_all_states():
         }
     assert list(added["Notify"]) == ["notify"]
     assert added["QuietPeriod"] == added["StartAt?"] == added["Succeeded"] == {}
+
+
+def history_of(engine, execution):
+    """[(state, input, output)] in order; a state that ends the execution as failed has no output."""
+    events = engine.step_functions.get_execution_history(execution["executionArn"])
+    exits = [event["stateExitedEventDetails"] for event in events if "stateExitedEventDetails" in event]
+    outputs = {(n, e["name"]): json.loads(e["output"]) for n, e in enumerate(exits)}
+    entries = [event["stateEnteredEventDetails"] for event in events if "stateEnteredEventDetails" in event]
+    return [(e["name"], json.loads(e["input"]), outputs.get((n, e["name"]))) for n, e in enumerate(entries)]
+
+
+@pytest.mark.parametrize(
+    ("failing", "way"),
+    [
+        ("Validate", ["RecordFailure", "NotifyFailure", "Failed"]),
+        ("UploadComplete?", ["MalformedAnswer", "RecordFailure", "NotifyFailure", "Failed"]),
+        ("SfM", ["RecordFailure", "NotifyFailure", "Failed"]),
+        ("Notify", ["FailUnlessDone", "NotifyFailure", "Failed"]),
+    ],
+)
+def test_the_failure_route_adds_the_error_and_nothing_else(failing, way, monkeypatch):
+    """What docs/contracts.md promises of `$.error`: written by every Catch, {"Error", "Cause"}, and kept to the end."""
+
+    def answer_nonsense(modules):
+        if "settle" in modules:
+            monkeypatch.setattr(modules["settle"], "math", SimpleNamespace(ceil=lambda seconds: -1))
+
+    engine, stages, _ = deploy(on_load=answer_nonsense if failing == "UploadComplete?" else lambda modules: None)
+    stages.outcomes = {("sfm", 0): Exit(1, "TOO_FEW_POINTS: Too little to see.")} if failing == "SfM" else {}
+    stages.page = "readme.html" if failing == "Notify" else "index.html"
+    with engine:
+        upload(engine, photos=1 if failing == "Validate" else 9)
+        engine.clock.advance(7200)
+        (execution,) = executions(engine)
+        steps = history_of(engine, execution)
+    at = max(index for index, (name, _, _) in enumerate(steps) if name == failing)
+    assert [name for name, _, _ in steps[at + 1 :]] == way
+    before = steps[at][1]
+    for name, given, left in steps[at + 1 :]:
+        if name != "MalformedAnswer":
+            assert {key: given[key] for key in given.keys() - before.keys()} == {"error": given["error"]}, name
+            assert set(given["error"]) == {"Error", "Cause"}
+        assert left is None or name == "MalformedAnswer" or left == given, f"{name} changed its input"
+    assert (execution["status"], execution["error"]) == ("FAILED", "SceneFailed")
 
 
 def test_photos_alone_start_after_the_quiet_period():

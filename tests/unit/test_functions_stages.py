@@ -392,9 +392,25 @@ def test_sweep_finds_the_result_whose_event_never_came(cloud, monkeypatch):
 def test_job_that_nobody_waits_for_is_stopped(cloud, monkeypatch):
     running(cloud, monkeypatch)
     cloud.tokens.open.clear()
-    assert check(cloud) == "abandoned"
+    assert check(cloud) == "stopped"
     assert cloud.sagemaker.stopped == [NAME]
+    cloud.sagemaker.end(NAME, "Stopped", seconds=360)
+    assert check(cloud) == "failed, nobody waits"
+    assert job_row()["interrupted"][NAME]["cost_usd"] > 0
     assert check(cloud) == "closed"
+
+
+@pytest.mark.parametrize(("told", "counted"), [({}, False), ({"message_sent_at": "2026-11-12T09:30:00.000Z"}, True)])
+def test_cost_of_a_stage_that_ends_after_its_user_was_told_is_counted(cloud, monkeypatch, told, counted):
+    """Otherwise it is part of what notify counts when it tells the user."""
+    running(cloud, monkeypatch)
+    add_job(job_name=NAME, **told)
+    cloud.sagemaker.end(NAME, "Stopped", seconds=360)
+    metrics = []
+    monkeypatch.setattr(check_status.metrics, "add_metric", lambda name, unit, value: metrics.append((name, value)))
+    check(cloud)
+    costs = [value for name, value in metrics if name == "CostUsd"]
+    assert costs == ([job_row()["interrupted"][NAME]["cost_usd"]] if counted else [])
 
 
 def test_late_result_is_harmless(cloud, monkeypatch):

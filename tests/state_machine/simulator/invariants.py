@@ -42,6 +42,7 @@ def _job(world: World, job_id: str, row: dict[str, Any], execution: str) -> list
     found += _events(world, job_id, row)
     found += _results(world, job_id, row)
     found += _billing(world, job_id, at)
+    found += _costs(world, job_id, row)
     return found
 
 
@@ -172,6 +173,13 @@ def _billing(world: World, job_id: str, ended_at: float) -> list[str]:
         if end.timestamp() > deadline + GRACE_S:
             found.append(f"{name} was billed for {end.timestamp() - deadline:.0f} s after it was of no use")
     return found
+
+
+def _costs(world: World, job_id: str, row: dict[str, Any]) -> list[str]:
+    """The row has the cost of every SageMaker job."""
+    counted = {result["job_name"] for result in row.get("results", {}).values()} | set(row.get("interrupted", {}))
+    names = {name for name in world.sagemaker.created if job_id.rpartition("-")[2].lower() in name}
+    return [f"{job_id}: the row does not say what {name} has cost" for name in sorted(names - counted)]
 
 
 def _table(world: World) -> list[str]:

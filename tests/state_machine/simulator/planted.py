@@ -67,7 +67,8 @@ BUGS = (
         (("Train", "execution aborted, its event lost"),)),
     Bug("a job that nobody waits for is not stopped",
         ("functions/check_status.py", '    sagemaker_jobs.stop(task["stage"], name)\n', ""),
-        (("SfM", "execution aborted"), ("Train", "cut off after each of its calls"))),
+        (("SfM", "execution aborted"),),
+        (("functions/notify.py", 'stopped = sagemaker_jobs.stop(task["stage"], job["job_name"])', "stopped = False"),)),
     Bug("the task is closed before the state machine has its answer",
         ("functions/check_status.py", FINISH,
          FINISH.replace("\n    if", "\n    jobs.close_task(name, verdict.status.upper())\n    if")),
@@ -129,6 +130,10 @@ BUGS = (
     Bug("what was told before a redrive counts for the failure after it",
         (ASL, RECORD, RECORD.replace("message_sent_at, ", "")),
         (("RecordFailure", "execution aborted, then redriven"),)),
+    Bug("the cost of a job that nobody waits for is forgotten",
+        ("functions/check_status.py", '    logger.warning("stopped a job that nobody',
+         '    jobs.close_task(name, "ABANDONED")\n    logger.warning("stopped a job that nobody'),
+        (("SfM", "execution aborted"), ("SfM", "execution aborted, its event lost"))),
 )  # fmt: skip
 
 
