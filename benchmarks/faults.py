@@ -22,7 +22,6 @@ from tests.state_machine.simulator import planted, schedules, table  # noqa: E40
 from tests.state_machine.simulator.catalog import CATALOG  # noqa: E402
 from tests.state_machine.simulator.code import deployed  # noqa: E402
 
-WHOLE = 20_000  # schedules of a result that is kept
 CHUNK = 250
 
 
@@ -34,7 +33,7 @@ def run_seeds(first: int, count: int) -> dict[int, list[str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--schedules", type=int, default=WHOLE)
+    parser.add_argument("--schedules", type=int, default=schedules.WHOLE)
     arguments = parser.parse_args()
     started = time.monotonic()
     bad: dict[int, list[str]] = {}
@@ -61,7 +60,7 @@ def main() -> int:
         "caught": caught,
     }
     command = "python -m benchmarks.faults"
-    if arguments.schedules >= WHOLE:
+    if arguments.schedules >= schedules.WHOLE:
         write_result("faults", figures, command, powertools=version("aws-lambda-powertools"))
     else:
         print(json.dumps(figures, indent=2))

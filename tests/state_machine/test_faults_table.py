@@ -1,13 +1,15 @@
 """Every fault in every state: what happens is what must happen, and docs/faults.md says so."""
 
+import json
 import os
 from functools import cache
 
 import pytest
 
-from tests.state_machine.simulator import table
+from tests.state_machine.simulator import schedules, table
 from tests.state_machine.simulator.catalog import CATALOG
-from tests.state_machine.simulator.code import deployed
+from tests.state_machine.simulator.code import ROOT, deployed
+from tests.state_machine.simulator.planted import BUGS
 
 STATES = table.states(deployed())
 
@@ -32,6 +34,13 @@ def test_every_state_and_every_function_of_an_event_has_a_row():
     from tests.state_machine.simulator.catalog import EVENT_CALLS
 
     assert called == set(EVENT_CALLS.values())
+
+
+def test_the_recorded_result_is_of_this_catalogue():
+    figures = json.loads((ROOT / "benchmarks/results/faults.json").read_text())["figures"]
+    now = {"states": len(STATES), "faults": len(CATALOG), "planted_bugs": len(BUGS), "caught": len(BUGS)}
+    now |= {"schedules": schedules.WHOLE, "violations": 0}
+    assert {name: figures[name] for name in now} == now, "run: python -m benchmarks.faults"
 
 
 def test_the_page_is_current():

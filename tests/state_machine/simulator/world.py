@@ -27,6 +27,7 @@ SCENE = "house"
 JPEG = b"\xff\xd8\xff\xe0" + b"\0" * 60
 ASYNC_RETRY_DELAYS_S = (60.0, 120.0)  # Lambda developer guide, "Error handling for asynchronous invocation"
 SWEEP_S = 300.0
+SWEEPS_OF_NOTHING = 3  # in a row; the next ones would find nothing either until a row is opened
 LIMIT_S = 4 * 86_400.0
 OUTPUTS = {"sfm": ("scene.json",), "train": ("scene.ply",), "compress": ("index.html", "report.json", "scene.sog")}
 REFUSED = {"mute": ("sns", "sesv2"), "deaf": ("events",)}  # kind of fault: services that refuse
@@ -114,6 +115,7 @@ class World:
         self.pending = 0
         self._ulids = itertools.count(1)
         self._idle = 0
+        self._swept_nothing = 0
         self._names_taken: set[str] = set()
         self.current: dict[str, str] = {}  # state of each job's execution
         code.seam(
@@ -292,9 +294,11 @@ class World:
 
     def _sweep(self) -> None:
         lost_from, lost_to = self.plan.lost_sweeps
+        is_open = any("open" in row for row in self.table.rows.values())
         if lost_from <= self.elapsed() < lost_to:
             self.hit.append(self.plan.lost_sweeps)
-        else:
+        elif is_open or self._swept_nothing < SWEEPS_OF_NOTHING:
+            self._swept_nothing = 0 if is_open else self._swept_nothing + 1
             event = {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}, "version": "0"}
             for pattern, function, name in self.code.rules:
                 if pattern is None:
