@@ -57,6 +57,7 @@ def needed(names):
     env = clean_environment(
         SPACEPORT_IAM_CALLS=str(calls),
         SPACEPORT_SCHEDULES=SCHEDULES,
+        SPACEPORT_FIRST_SEED="0",
         PYTHONPATH=f"{ROOT}:{ROOT / 'functions'}:{ROOT / 'containers'}",
     )
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)

@@ -135,7 +135,8 @@ def test_photos_become_a_result(stages, photos, tmp_path):
     assert json.loads((out / "scene.ply").read_text()) == {"first": 0, "total": 1}
     (mail,) = mails(out)
     assert mail["To"] == "ada@example.org"
-    assert [s for s in states(events) if s in outcome.seconds_by_state] == [
+    # Settle is asked twice where the second in which job.json was stored is not over.
+    assert list(dict.fromkeys(s for s in states(events) if s in outcome.seconds_by_state)) == [
         "Settle", "Validate", "SfM", "Train", "Compress", "Notify",
     ]  # fmt: skip
     assert {e["state"] for e in events if e["type"] == "progress"} >= {"SfM", "Train"}
