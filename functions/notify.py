@@ -119,6 +119,9 @@ def look_after(job_id: str) -> str:
     job = jobs.get_job(job_id)
     if job is None:
         return "gone"
+    if "created_at" not in job:  # RecordFailure made the row: somebody started an execution by hand, without an upload
+        jobs.close_job(job_id)
+        return "no upload"
     age_s = aws.now() - aws.epoch_s(job["created_at"])
     execution = describe(job["execution_arn"]) if "execution_arn" in job else None
     if execution is None and age_s < START_LIMIT_S:
@@ -127,14 +130,18 @@ def look_after(job_id: str) -> str:
     if execution["status"] == "RUNNING":
         return "running"
     conclude(job, execution)
-    job = jobs.get_job(job_id) or job
+    return close_when_done(jobs.get_job(job_id) or job)
+
+
+def close_when_done(job: dict[str, Any]) -> str:
+    """Take an ended job off the sweep's list once nothing is left to be done for it."""
     if job["status"] != "SUCCEEDED":
         if aws.now() - aws.epoch_s(job["ended_at"]) < CALL_LIMIT_S:
             return "told"  # a call of its last state may still be publishing
         results.unpublish(job)
     if not is_announced(job):
         return "told, not announced"
-    jobs.close_job(job_id)
+    jobs.close_job(job["job_id"])
     return "closed"
 
 

@@ -339,6 +339,15 @@ def test_listener_that_cannot_be_told_does_not_fail_the_job(cloud, monkeypatch):
     assert succeed(cloud)["status"] == "SUCCEEDED"
 
 
+def test_row_that_an_execution_without_an_upload_left_does_not_trouble_the_sweep(cloud):
+    left = {"pk": f"JOB#{JOB}", "status": "FAILED", "open": "job", "raw_error": "{}", "ended_at": aws.timestamp()}
+    boto3.resource("dynamodb").Table("jobs").put_item(Item=left)  # as RecordFailure writes it
+    assert sweep(cloud) == {JOB: "no upload"}
+    fail(cloud)
+    assert sweep(cloud) == {JOB: "no upload"}
+    assert sweep(cloud) == {}
+
+
 class Bus:
     """Takes events, or refuses them while ``refuses``."""
 
