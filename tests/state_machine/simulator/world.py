@@ -6,7 +6,7 @@ import contextlib
 import io
 import itertools
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -101,6 +101,7 @@ class World:
         self.causes += plan.possible
         self.may_survive = bool(plan.possible)  # something struck that may or may not be fatal
         self.last_ends_s: dict[str, float] = {}  # job: the latest end that its row has had; a redriven job has several
+        self.belongs: defaultdict[str, set[str]] = defaultdict(set)  # key of an object: jobs whose upload it is part of
         self.hit: list[object] = []  # parts of the plan that have struck
         self.deaf_since: float | None = None  # when the bus refused the first event
         self.aborted_in = ""  # the state in which the execution was when it was aborted
@@ -285,6 +286,8 @@ class World:
             self.delivered.append((event["detail"][f"{kind}JobName"], event["detail"][f"{kind}JobStatus"]))
         answer = self.call(function, name, event)
         if "error" not in answer:
+            if event["source"] == "aws.s3":
+                self.belongs[event["detail"]["object"]["key"]].add(answer["payload"].get("job_id", ""))
             return
         if attempt < self.code.functions[function].async_retries:
             self._later(ASYNC_RETRY_DELAYS_S[attempt], lambda: self._deliver(function, name, event, attempt + 1))
