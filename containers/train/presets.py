@@ -28,7 +28,15 @@ CPU = {
     "high": Preset(960, 150_000, 2, 1_500, 60_000, True, Schedule(means_rate=3e-4)),
 }
 _GPU = Schedule(
-    half_from=0.1, full_from=0.4, sh_step=0.0, refine_until=0.7, scale_pull=0.03, rate=1.5, score_photos=0, gap_share=0
+    half_from=0.1,
+    full_from=0.4,
+    sh_step=0.0,
+    refine_until=0.7,
+    scale_pull=0.03,
+    rate=1.5,
+    score_photos=0,
+    gap_share=0,
+    pixels_each=80.0,
 )
 _GPU_LONG = replace(_GPU, means_rate=5e-4)
 _GPU_LONGEST = replace(_GPU, means_rate=3e-4, growth=0.05)

@@ -21,7 +21,7 @@ class Schedule:
     refine_every: int = 50  # steps
     gap_share: float = 0.15  # of the Gaussians, at most: they begin where photos see no sparse point
     growth: float = 0.08  # per refinement
-    pixels_each: float = 80.0  # of the shrunk training photos for each Gaussian, at least; 0: never mind
+    pixels_each: float = 40.0  # of the shrunk training photos for each Gaussian, at least; 0: never mind
     score_photos: int = 4  # whose error says which Gaussians are split, per refinement; 0: opacity alone says it
     means_rate: float = 1e-3  # times the extent of the scene
     means_final: float = 0.01  # its factor at the end
