@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +35,17 @@ class Dataset:
     test: list[Photo]  # for the report only: neither training nor any decision sees them; empty in a user's run
 
 
-def load_dataset(scene: Scene, long_side: int, with_validation: bool, with_test: bool = True) -> Dataset:
+def load_dataset(
+    scene: Scene,
+    long_side: int,
+    with_validation: bool,
+    with_test: bool = True,
+    check_stop: Callable[[], None] = lambda: None,
+) -> Dataset:
     """Load all photos at ``long_side`` (never enlarged). Test: names[0::8]; validation: 1 in 12 of the rest, 1 to 8.
 
-    Raises StageError TOO_FEW_PHOTOS and PHOTO_UNREADABLE.
+    ``check_stop`` is called before each photo. Raises what it raises, and StageError TOO_FEW_PHOTOS and
+    PHOTO_UNREADABLE.
     """
     if len(scene.views) < FEWEST_VIEWS:
         raise StageError(
@@ -48,6 +55,7 @@ def load_dataset(scene: Scene, long_side: int, with_validation: bool, with_test:
         )
 
     def load(view: View) -> Photo:
+        check_stop()
         fitted = view.fitted(long_side)
         try:
             return Photo(fitted, load_photo(scene.photo_path(view), fitted.width, fitted.height))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
@@ -29,10 +30,20 @@ def mean_psnr(engine: Engine, photos: list[Photo], sh_degree: int) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def score(engine: Engine, photos: list[Photo], sh_degree: int, previews: Path | None = None) -> list[Score]:
-    """PSNR and SSIM of each photo; the first twelve also as ``previews``/<name>.jpg, photo left, render right."""
+def score(
+    engine: Engine,
+    photos: list[Photo],
+    sh_degree: int,
+    previews: Path | None = None,
+    check_stop: Callable[[], None] = lambda: None,
+) -> list[Score]:
+    """PSNR and SSIM of each photo; the first twelve also as ``previews``/<name>.jpg, photo left, render right.
+
+    ``check_stop`` is called before each photo.
+    """
     scores: list[Score] = []
     for i, photo in enumerate(photos):
+        check_stop()
         image = render_clipped(engine, photo, sh_degree)
         truth = photo.pixels / 255.0
         similarity = ssim(image, truth) if min(image.shape[:2]) >= WINDOW else float("nan")

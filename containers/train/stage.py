@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from job import Job, StageError
+from job import Job, StageError, StopRequested
 from job.contract import write_json_atomically
 from splat.cameras import Scene, View, read_scene
 from splat.model import Gaussians, write_ply
@@ -95,10 +95,11 @@ def train(job: Job, options: Options, preset: Preset, scene: Scene, gpus: int, s
     ``smaller``: the plan when it is not what was asked for. Raises OutOfDeviceMemory.
     """
     with_validation = preset.stop_on_plateau or not options.test_photos
-    data = load_dataset(scene, preset.long_side, with_validation, options.test_photos)
+    data = load_dataset(scene, preset.long_side, with_validation, options.test_photos, job.check_stop)
     exposure_spread = 0.0
     if options.exposure == "auto":
         data, exposure_spread = measure(scene, data)
+        job.check_stop()
     photos, pinned = [compensated(photo) for photo in trainable(data)], smaller is not None and smaller.pinned_photos
     engine = open_engine(photos, preset.max_gaussians, preset.sh_degree, SEED, gpus > 0, pinned, gpus)
     job.log("loaded", photos=len(scene.views), points=len(scene.points_xyz), device=engine.device, engine=engine.name)
@@ -112,7 +113,11 @@ def train(job: Job, options: Options, preset: Preset, scene: Scene, gpus: int, s
         rng, trained = np.random.default_rng(SEED), photos[: len(data.train)]
         trainer.start(initial_gaussians(scene, preset.max_gaussians, rng, trained, preset.schedule.gap_share))
     result = trainer.run()
-    write_results(job, engine, options, preset, scene, data, exposure_spread, result)
+    try:
+        write_results(job, engine, options, preset, scene, data, exposure_spread, result)
+    except StopRequested:
+        trainer.save()  # the next attempt has only the measuring left to do
+        raise
 
 
 def paid_seconds(options: Options) -> float:
@@ -140,17 +145,18 @@ def write_results(
     exposure_spread: float,
     result: Result,
 ) -> None:
-    """scene.ply, previews/ and metrics.json, in this order."""
+    """scene.ply, previews/ and metrics.json, in this order. Raises StopRequested before the last when it comes."""
     measuring = "Measuring quality"
     job.progress(0, 1, "sets", measuring)
     write_ply(job.output / "scene.ply", result.gaussians)
     degree = preset.sh_degree
-    shown = score(engine, data.test or data.validation, degree, job.output / "previews")
+    shown = score(engine, data.test or data.validation, degree, job.output / "previews", job.check_stop)
     scores = shown if data.test else result.validation
     view = data.train[0].view
     small = [photo.shrunk(LOOK_LEVEL) for photo in spread(data.train, LOOK_MOST)]
-    stragglers = find_stragglers(engine, scene, data.test or data.validation, shown, degree)
-    stragglers += find_stragglers(engine, scene, small, score(engine, small, degree), degree)
+    stragglers = find_stragglers(engine, scene, data.test or data.validation, shown, degree, job.check_stop)
+    small_scores = score(engine, small, degree, check_stop=job.check_stop)
+    stragglers += find_stragglers(engine, scene, small, small_scores, degree, job.check_stop)
     out_of_money = result.stop_reason == "time_budget" and preset.budget_s == paid_seconds(options)
     metrics = {
         "seconds": round(time.time() - job.started_at, 2),
@@ -178,6 +184,7 @@ def write_results(
         "curve": result.curve,
         "versions": engine.versions(),
     }
+    job.check_stop()
     write_json_atomically(job.output / "metrics.json", metrics)
     job.progress(1, 1, "sets", measuring)
     job.log("trained", **{k: metrics[k] for k in ("psnr", "psnr_median", "ssim", "gaussians", "iterations", "seconds")})

@@ -8,6 +8,7 @@ of the photographer (a gain that changes slowly over the photo mends it).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
@@ -51,15 +52,27 @@ class PoseFit:
 
 
 def find_stragglers(
-    engine: Engine, scene: Scene, photos: list[Photo], scores: list[Score], sh_degree: int
+    engine: Engine,
+    scene: Scene,
+    photos: list[Photo],
+    scores: list[Score],
+    sh_degree: int,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> list[Straggler]:
-    """The worst of ``photos`` with ``scores`` at least 4 dB under their median, each with a reason."""
+    """The worst of ``photos`` with ``scores`` at least 4 dB under their median, each with a reason.
+
+    ``check_stop`` is called before each of them.
+    """
     if not scores:
         return []
     median = float(np.median([s["psnr"] for s in scores]))
     worst = sorted(range(len(scores)), key=lambda i: scores[i]["psnr"])[:MOST]
     below = {i: median - scores[i]["psnr"] for i in worst if scores[i]["psnr"] < median - BELOW_MEDIAN_DB}
-    return [explain(engine, scene, photos[i], scores[i], db, sh_degree) for i, db in below.items()]
+    found = []
+    for i, db in below.items():
+        check_stop()
+        found.append(explain(engine, scene, photos[i], scores[i], db, sh_degree))
+    return found
 
 
 def explain(engine: Engine, scene: Scene, photo: Photo, score: Score, below_db: float, sh_degree: int) -> Straggler:

@@ -288,6 +288,7 @@ class Trainer:
         return self.preset.schedule.level(progress)
 
     def _finish(self, reason: str, seconds: float) -> Result:
+        self.clock.pause()  # a checkpoint that is saved later, while the model is measured, is of this moment
         at = self.at
         planned_s = min(self.preset.budget_s, self.preset.max_iterations * seconds / max(at.iteration, 1))
         saved_s = max(0.0, planned_s - seconds) if reason == "plateau" else 0.0

@@ -205,6 +205,59 @@ def test_sigterm_leaves_a_checkpoint_and_the_next_run_goes_on(tmp_path, scene):
     assert metrics["iterations"] == reached + 100 and metrics["psnr"] > 14
 
 
+@pytest.mark.parametrize("when", ["train.stage.write_ply", "train.evaluate.save_photo", "train.stage.mean_psnr"])
+def test_a_stop_while_measuring_is_heard_and_only_the_measuring_is_done_again(tmp_path, scene, monkeypatch, when):
+    """The stop comes during the first call of ``when``: as measuring begins, at the first photo, before the report."""
+    from job import Job, JobKind, StopRequested
+    from train import stage
+
+    root = prepare(tmp_path, scene, max_iterations=40, max_gaussians=1_000)
+    job = Job.open("train", JobKind.TRAINING, root)
+    module, name = when.rsplit(".", 1)
+    called = getattr(sys.modules[module], name)
+
+    def call_and_stop(*arguments, **more):
+        job.stop_requested = True
+        return called(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(when, call_and_stop)
+        with pytest.raises(StopRequested):
+            stage.run(job)
+    assert not (root / "model/metrics.json").exists()
+    previews = {"write_ply": 0, "save_photo": 1, "mean_psnr": 2}[name]
+    assert len(list(root.glob("model/previews/*"))) == previews
+
+    logged = []
+    job = Job.open("train", JobKind.TRAINING, root)
+    monkeypatch.setattr(job, "log", lambda event, **fields: logged.append((event, fields)))
+    stage.run(job)
+    assert [fields["iteration"] for event, fields in logged if event == "resumed"] == [40]
+    metrics = json.loads((root / "model/metrics.json").read_text())
+    assert (metrics["iterations"], metrics["stop_reason"]) == (40, "max_iterations")
+
+
+def test_a_stop_while_photos_are_loaded_is_heard(tmp_path, scene, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from job import Job, JobKind, StopRequested
+    from train import dataset, stage
+
+    monkeypatch.setattr(dataset, "ThreadPoolExecutor", lambda: ThreadPoolExecutor(1))
+    job = Job.open("train", JobKind.TRAINING, prepare(tmp_path, scene))
+    loaded = []
+
+    def load_and_stop(path, *size):
+        job.stop_requested = True
+        loaded.append(path)
+        return load_photo(path, *size)
+
+    monkeypatch.setattr(dataset, "load_photo", load_and_stop)
+    with pytest.raises(StopRequested):
+        stage.run(job)
+    assert len(loaded) == 1
+
+
 def test_a_time_budget_ends_the_training(tmp_path, scene):
     """Called in this process, with a preset that allows two seconds."""
     from dataclasses import replace

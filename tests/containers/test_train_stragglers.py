@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from job import StopRequested
 from splat.cameras import Scene, View
 from splat.images import to_uint8
 from tests.containers.test_train_stage import HEIGHT, WIDTH, look_at, true_gaussians
@@ -48,6 +49,22 @@ def test_photos_that_fit_are_no_stragglers(engine):
     scene, photos = make_photos(engine)
     assert reasons(engine, scene, photos) == []
     assert find_stragglers(engine, scene, [], [], 0) == []
+
+
+def test_a_stop_is_heard_before_each_straggler(engine):
+    """Looking into one renders it some eighty times."""
+    scene, photos = make_photos(engine)
+    for i in (2, 4):
+        photos[i] = replace(photos[i], pixels=to_uint8(photos[i].pixels / 255 * 0.6))
+    scores, asked = score(engine, photos, 0), []
+
+    def check_stop():
+        asked.append(True)
+        if len(asked) == 2:
+            raise StopRequested
+
+    with pytest.raises(StopRequested):
+        find_stragglers(engine, scene, photos, scores, 0, check_stop)
 
 
 def test_a_wrong_pose_is_named_and_found(engine):
