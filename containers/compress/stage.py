@@ -56,7 +56,8 @@ def run(job: Job) -> None:
     job.log("cleaned", gaussians=len(cleaned.index), dropped=cleaned.dropped)
 
     announce(job, 1)
-    encoded, decoded = encode_to_quality(cleaned, original, held_out, job)
+    with job.stop_at_once():  # learning the palette of a large scene takes minutes
+        encoded, decoded = encode_to_quality(cleaned, original, held_out, job)
     (job.output / "scene.sog").write_bytes(encoded.data)
     published = cleaned.gaussians.select(rows_in_clean(cleaned, encoded.index))
     check_sog(job.output / "scene.sog", published)

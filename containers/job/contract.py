@@ -11,6 +11,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -55,6 +57,7 @@ class Job:
     started_at: float = field(default_factory=time.time)
     _progress: dict[str, Any] = field(default_factory=dict)
     _progress_written_at: float = 0.0
+    _stops_at_once: bool = False
 
     @classmethod
     def open(cls, stage: str, kind: JobKind, root: Path | None = None) -> Job:
@@ -134,6 +137,25 @@ class Job:
     def check_stop(self) -> None:
         """Raise StopRequested once SIGTERM has come; for loops that have nothing to save."""
         if self.stop_requested:
+            raise StopRequested
+
+    @contextmanager
+    def stop_at_once(self) -> Iterator[None]:
+        """For a block that has nothing to save: SIGTERM raises StopRequested in it, not only at the next check_stop.
+
+        Libraries that look for signals while they work, such as faiss, are interrupted too.
+        """
+        self._stops_at_once = True
+        try:
+            self.check_stop()
+            yield
+        finally:
+            self._stops_at_once = False
+
+    def request_stop(self) -> None:
+        """SIGTERM has come."""
+        was_requested, self.stop_requested = self.stop_requested, True
+        if self._stops_at_once and not was_requested:
             raise StopRequested
 
     def reserve_failure_space(self) -> None:

@@ -80,13 +80,13 @@ def exit_on_sigterm() -> None:
 
 
 def install_stop_handler(job: Job) -> None:
-    """Let SIGTERM set ``job.stop_requested``.
+    """Let SIGTERM call ``job.request_stop``.
 
     Importing pycolmap replaces the handler (its glog installs one), so a stage may import it only in a child process.
     """
 
     def on_sigterm(_signal: int, _frame: FrameType | None) -> None:
-        job.stop_requested = True
+        job.request_stop()
 
     signal.signal(signal.SIGTERM, on_sigterm)
 

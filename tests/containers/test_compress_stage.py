@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from PIL import Image
 
 from compress import fetch_viewer
 from compress.clean import clean
+from compress.codebook import fit_palette
 from compress.evaluate import PhotoQuality, encode_to_quality
 from compress.report import SCHEMA_FILE, check_report, read_number
 from compress.report_page import (
@@ -33,7 +37,8 @@ from compress.spz import decode_spz
 from compress.stage import OUTPUTS, run
 from compress.start_camera import choose_start_camera, to_viewer, viewer_settings
 from compress.verify import check_sog, check_spz
-from job import Job, JobKind, StageError
+from job import Job, JobKind, StageError, StopRequested
+from job.entry import install_stop_handler
 from splat.cameras import Scene
 from tests.synthetic import look_from, make_gaussians, make_views, write_stage_inputs
 
@@ -189,6 +194,21 @@ def test_palette_grows_until_the_gate_is_passed(job: Job) -> None:
     grown, decoded = encode_to_quality(scene, original, make_views(3), job)
     assert grown.palette_entries == 300  # 64 is not enough, nor are 128 and 256
     assert np.abs(decoded.sh[:, 1:] - original.select(grown.index).sh[:, 1:]).max() < 0.03
+
+
+def test_a_stop_interrupts_the_learning_of_a_large_palette(job: Job) -> None:
+    """A minute or more of it; faiss looks for signals between its steps."""
+    rows = np.random.default_rng(0).normal(size=(400_000, 45)).astype(np.float32)
+    previous = signal.getsignal(signal.SIGTERM)
+    install_stop_handler(job)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    try:
+        with pytest.raises(StopRequested), job.stop_at_once():
+            timer.start()
+            fit_palette(rows, np.ones(len(rows)), 16_384, seed=1)
+            timer.join()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def test_reading_back_notices_a_wrong_file(job: Job) -> None:

@@ -102,6 +102,40 @@ def test_sigterm_sets_the_flag_and_leaves_no_reason(ml_root):
     assert list((ml_root / "output").iterdir()) == []
 
 
+def test_a_block_with_nothing_to_save_ends_at_once(ml_root):
+    """A second SIGTERM must not raise while the first is dealt with, nor after the block."""
+    reached = []
+
+    def body(job):
+        with job.stop_at_once():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                reached.append("after the signal")
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                reached.append("after the second")
+        reached.append("after the block")
+
+    assert run(JobKind.PROCESSING, body) == 143
+    assert reached == ["after the second"]
+
+    def late(job):
+        with job.stop_at_once():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(JobKind.PROCESSING, late) == 0
+
+
+def test_a_stop_before_the_block_is_heard(ml_root):
+    def body(job):
+        job.request_stop()
+        with job.stop_at_once():
+            raise AssertionError("the block was entered")
+
+    assert run(JobKind.PROCESSING, body) == 143
+
+
 def test_check_stop_without_a_signal_goes_on():
     job = Job("sfm", JobKind.PROCESSING, root=None, options={})
     job.check_stop()
