@@ -70,12 +70,10 @@ def describe_stack(name: str) -> tuple[dict[str, str], dict[str, str]]:
     return outputs, parameters
 
 
-def new_tag() -> str:
+def new_tag(revision: str) -> str:
     """A tag that was never used: tags in the repositories cannot be moved. The commit, then the time."""
-    commit = subprocess.run(
-        ["git", "-C", ROOT, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return f"{commit.stdout.strip() or 'source'}-{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
+    commit, *dirty = revision.split("-")
+    return "-".join([commit[:12], *dirty, time.strftime("%Y%m%d%H%M%S", time.gmtime())])
 
 
 def content_tag(train_engine: str) -> str:
@@ -116,16 +114,17 @@ def keep_deployed(registry: str, parameters: dict[str, str]) -> None:
 
 def push(registry: str, prefix: str, tag: str, train_engine: str) -> None:
     """Build the images here (each checks itself while it is built), and push them."""
-    from images.build import base_image, build
+    from images.build import RELEASE_PLATFORM, build, release_base
     from images.engine import NoEngine, running_engine
 
     try:
         with running_engine() as engine:
             log_in(engine, registry)
-            base = base_image(engine)
+            base = release_base(engine)
             for stage in STAGES:
                 name = f"{registry}/{prefix}-{stage}:{tag}"
-                built = build(engine, stage, name, base, train_engine if stage == "train" else "cpu")
+                variant = train_engine if stage == "train" else "cpu"
+                built = build(engine, stage, name, base, variant, platform=RELEASE_PLATFORM)
                 print(f"{name}: {built.size_bytes / 1e6:.0f} MB, built in {built.seconds:.0f} s")
                 engine.docker("push", "--quiet", name, timeout_s=3600)
     except NoEngine as problem:
@@ -150,15 +149,16 @@ def log_in(engine: Any, registry: str) -> None:
 
 def build_in_account(bucket: str, project: str, tag: str, train_engine: str) -> None:
     """Send the committed sources to the stack's CodeBuild project and wait until the images are pushed."""
+    from images.build import commit, version
+
     archive = subprocess.run(["git", "-C", ROOT, "archive", "--format=zip", "HEAD"], capture_output=True, check=False)
     if archive.returncode:
         raise DeployError(f"the sources cannot be packed: {archive.stderr.decode().strip()}")
     boto3.client("s3").upload_fileobj(io.BytesIO(archive.stdout), bucket, SOURCE_KEY)
     codebuild = boto3.client("codebuild")
-    variables = [{"name": "IMAGE_TAG", "value": tag}, {"name": "TRAIN_ENGINE", "value": train_engine}]
-    build = codebuild.start_build(
-        projectName=project, environmentVariablesOverride=[{**one, "type": "PLAINTEXT"} for one in variables]
-    )["build"]
+    values = {"IMAGE_TAG": tag, "TRAIN_ENGINE": train_engine, "VERSION": version(), "REVISION": commit()}
+    variables = [{"name": name, "value": value, "type": "PLAINTEXT"} for name, value in values.items()]
+    build = codebuild.start_build(projectName=project, environmentVariablesOverride=variables)["build"]
     print(f"building {build['id']}; this takes minutes with the CPU engine, about an hour with the GPU engine")
     while build["buildStatus"] == "IN_PROGRESS":
         time.sleep(POLL_S)
@@ -169,12 +169,21 @@ def build_in_account(bucket: str, project: str, tag: str, train_engine: str) -> 
 
 
 def digests(registry: str, prefix: str, tag: str) -> dict[str, str]:
-    """Value of each image parameter: repository@digest of what was pushed under ``tag``."""
+    """Value of each image parameter: repository@digest of what was pushed under ``tag``.
+
+    Raises DeployError unless each is one image, not an index of several.
+    """
     ecr = boto3.client("ecr")
     found = {}
     for stage in STAGES:
         repository = f"{prefix}-{stage}"
         (image,) = ecr.describe_images(repositoryName=repository, imageIds=[{"imageTag": tag}])["imageDetails"]
+        kind = image.get("imageManifestMediaType", "of an unknown kind")
+        if kind not in MANIFESTS:
+            raise DeployError(
+                f"{repository}:{tag} is {kind}, which SageMaker may refuse, and not one image. Build it without "
+                "attestations and for one platform, as `make images` and `make images-cloud` do"
+            )
         found[PARAMETERS[stage]] = f"{registry}/{repository}@{image['imageDigest']}"
     return found
 
@@ -217,7 +226,10 @@ def main() -> None:
     parser.add_argument("--reuse", action="store_true", help="cloud: build only what the registry does not have")
     arguments = parser.parse_args()
     outputs, parameters = describe_stack(deployed_stack(arguments.env))
-    registry, prefix, tag = outputs["ImageRegistry"], parameters["JobPrefix"], new_tag()
+    from images.build import commit, revision
+
+    registry, prefix = outputs["ImageRegistry"], parameters["JobPrefix"]
+    tag = new_tag(revision() if arguments.way == "push" else commit())  # the account builds what is committed
     account, _, _, region, *_ = registry.split(".")  # 123456789012.dkr.ecr.eu-central-1.amazonaws.com
     if arguments.account_region and arguments.account_region != f"{account}.{region}":
         raise DeployError(f"the stack is in {account}.{region}, not in {arguments.account_region}")

@@ -2,13 +2,15 @@
 
     python -m images.build [--engine gpu] [--prefix spaceport] [--tag latest] [sfm train compress]
 
-The base is $SPACEPORT_BASE_IMAGE (a release names a digest), else debian:bookworm-slim from its registry, else, where
-no registry is reached, the same release made with mmdebstrap from the package sources of this machine.
+The base is $SPACEPORT_BASE_IMAGE, else debian:bookworm-slim that is here or comes from its registry, else, where no
+registry is reached, the same release made with mmdebstrap from the package sources of this machine. What is pushed to
+be deployed (deploy/images.py) has a base that its registry knows by a digest, asked for anew, and is for linux/amd64.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -25,6 +27,7 @@ LOGS = CONTEXT.parent / "build" / "images"
 STAGES = ("sfm", "train", "compress")
 REGISTRY_BASE = "debian:bookworm-slim"
 LOCAL_BASE = "spaceport/base:bookworm"
+RELEASE_PLATFORM = "linux/amd64"  # SageMaker's machines; the pinned wheels are for it
 # Arguments of the Dockerfile that are passed on when they are set here.
 OPTIONAL_ARGUMENTS = ("CUDA_MIRROR", "CUDA_COMPILER", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS")
 # As in the official slim image: no documentation but the licences.
@@ -45,7 +48,7 @@ class Built:
 
 
 def base_image(engine: Engine) -> str:
-    """Name of the base; pulled or made when it is not there. Raises NoEngine when neither works."""
+    """Name of the base for local use; pulled or made when it is not there. Raises NoEngine when neither works."""
     named = os.environ.get("SPACEPORT_BASE_IMAGE")
     if named:
         return named
@@ -57,6 +60,39 @@ def base_image(engine: Engine) -> str:
         return REGISTRY_BASE
     make_base(engine, pulled.stderr.strip())
     return LOCAL_BASE
+
+
+def release_base(engine: Engine) -> str:
+    """The base as name@sha256:…, which the registry has at this moment. Raises RuntimeError when it cannot be had."""
+    named = os.environ.get("SPACEPORT_BASE_IMAGE") or REGISTRY_BASE
+    pulled = engine.docker("pull", "--quiet", "--platform", RELEASE_PLATFORM, named, check=False, timeout_s=300)
+    if pulled.returncode:
+        raise RuntimeError(
+            f"the base {named} cannot be pulled ({pulled.stderr.strip()}), and what is deployed needs a base with a "
+            "digest: set SPACEPORT_BASE_IMAGE to one that your registry has, such as "
+            "public.ecr.aws/docker/library/debian:bookworm-slim, or build in your account with `make images-cloud`"
+        )
+    digest = base_digest(engine, named)
+    if not digest:
+        raise RuntimeError(f"the engine names no digest of the base {named}: set SPACEPORT_BASE_IMAGE to name@sha256:…")
+    return f"{repository(named)}@{digest}"
+
+
+def repository(image: str) -> str:
+    """The name of an image without its tag or digest."""
+    name = image.partition("@")[0]
+    folder, _, last = name.rpartition("/")  # a colon before it belongs to the registry's port
+    return f"{folder}/{last.partition(':')[0]}" if folder else last.partition(":")[0]
+
+
+def base_digest(engine: Engine, name: str) -> str:
+    """The digest that the base's registry knows it by, sha256:…; empty for one that was made here."""
+    if "@" in name:
+        return name.partition("@")[2]
+    inspected = engine.docker("image", "inspect", "--format", "{{json .RepoDigests}}", name, check=False)
+    known = json.loads(inspected.stdout) if inspected.returncode == 0 else []
+    known = sorted(known or [], key=lambda found: repository(found) != repository(name))  # its own registry first
+    return str(known[0]).partition("@")[2] if known else ""
 
 
 def make_base(engine: Engine, why: str) -> None:
@@ -82,9 +118,21 @@ def apt_sources() -> list[str]:
     return [str(path) for path in found if path.is_file() and path.stat().st_size > 0][:1]
 
 
-def build(engine: Engine, stage: str, tag: str, base: str, variant: str = "cpu", no_cache: bool = False) -> Built:
-    """Build one image. Raises RuntimeError with the end of the build's output when it fails."""
+def build(
+    engine: Engine,
+    stage: str,
+    tag: str,
+    base: str,
+    variant: str = "cpu",
+    no_cache: bool = False,
+    platform: str | None = None,
+) -> Built:
+    """Build one image, for this machine's ``platform`` unless another is named.
+
+    Raises RuntimeError with the end of the build's output when it fails.
+    """
     arguments = {"BASE": base, "ENGINE": variant, "VERSION": version(), "REVISION": revision()}
+    arguments["BASE_DIGEST"] = base_digest(engine, base)
     arguments |= {name: os.environ[name] for name in OPTIONAL_ARGUMENTS if os.environ.get(name)}
     command = ["build", "--progress", "plain", "--target", stage, "--tag", tag]
     for name, value in arguments.items():
@@ -93,6 +141,8 @@ def build(engine: Engine, stage: str, tag: str, base: str, variant: str = "cpu",
         command += ["--secret", f"id={secret},src={file}"]
     if no_cache:
         command.append("--no-cache")
+    if platform:
+        command += ["--platform", platform]
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / f"{stage}-{variant}.log"
     started = time.monotonic()
@@ -126,13 +176,24 @@ def version() -> str:
         return str(tomllib.load(file)["project"]["version"])
 
 
-def revision() -> str:
-    """The commit that the images are made from; "unknown" outside a git checkout."""
+def commit(folder: Path = CONTEXT) -> str:
+    """The commit that is checked out, 40 digits; "unknown" outside a git checkout."""
+    return _git(folder, "rev-parse", "HEAD") or "unknown"
+
+
+def revision(folder: Path = CONTEXT) -> str:
+    """The commit that the images are made from, with "-dirty" when a file of the build differs from it or is new."""
+    changed = _git(folder, "status", "--porcelain", "--", ".")
+    return commit(folder) + ("-dirty" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What git prints; empty when it fails or is not there."""
     git = shutil.which("git")
     if git is None:
-        return "unknown"
-    done = subprocess.run([git, "-C", CONTEXT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+        return ""
+    command = [git, "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def main() -> int:

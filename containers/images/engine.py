@@ -38,7 +38,9 @@ class Engine:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "DOCKER_BUILDKIT": "1", **({"DOCKER_HOST": self.host} if self.host else {})}
+        """BuildKit, and no attestations: they make an image an index of manifests, which SageMaker may refuse."""
+        ours = {"DOCKER_BUILDKIT": "1", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
+        return {**os.environ, **ours, **({"DOCKER_HOST": self.host} if self.host else {})}
 
     def docker(
         self, *arguments: str | Path, timeout_s: float = 600, check: bool = True, log: Path | None = None
@@ -141,7 +143,6 @@ def _start(host: str) -> subprocess.Popen[bytes]:
         "exec-root": folder / "exec",
         "pidfile": folder / "dockerd.pid",
     }
-    options["pidfile"] = folder / "dockerd.pid"
     command = [program, *(f"--{name}={value}" for name, value in options.items())]
     with (folder / "dockerd.log").open("wb") as log:
         # A session of its own: Ctrl-C ends the tests, which then stop the engine; it must not end first.

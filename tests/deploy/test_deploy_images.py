@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import tomllib
 
 import pytest
@@ -48,8 +49,6 @@ def test_values_with_spaces_survive():
 
 
 def test_digests_fit_the_parameters_of_the_template():
-    import re
-
     parameters = load_template()["Parameters"]
     assert set(images.PARAMETERS.values()) <= set(parameters)
     assert re.fullmatch(parameters["SfmImageUri"]["AllowedPattern"], DIGEST)
@@ -62,6 +61,12 @@ def test_build_in_the_account_reads_what_the_project_reads():
     script = "\n".join(command for phase in buildspec["phases"].values() for command in phase["commands"])
     variables = {variable["Name"] for variable in project["Environment"]["EnvironmentVariables"]}
     assert {name for name in variables if f"${name}" in script} == variables
+    base = buildspec["env"]["variables"]["BASE"]
+    assert base.startswith("public.ecr.aws/"), "Docker Hub limits how often strangers may pull"
+    for needed in ('--build-arg BASE="$base"', '--build-arg VERSION="$VERSION"', '--build-arg REVISION="$REVISION"'):
+        assert needed in script
+    assert "base=$(docker image inspect --format '{{index .RepoDigests 0}}' \"$BASE\")" in script
+    assert "docker build --platform linux/amd64 " in script
     for stage in images.STAGES:
         assert f" AS {stage}\n" in (ROOT / "containers/Dockerfile").read_text()
 
@@ -70,6 +75,9 @@ def test_a_failed_build_says_where_its_log_is(monkeypatch):
     class CodeBuild:
         def start_build(self, **arguments):
             assert arguments["projectName"] == "project"
+            given = {one["name"]: one["value"] for one in arguments["environmentVariablesOverride"]}
+            assert re.fullmatch(r"[0-9a-f]{40}", given["REVISION"]), "the committed sources are built, nothing else"
+            assert re.fullmatch(r"\d+\.\d+\.\d+\S*", given["VERSION"])
             return {"build": {"id": "b:1", "buildStatus": "IN_PROGRESS"}}
 
         def batch_get_builds(self, ids):
@@ -84,3 +92,25 @@ def test_a_failed_build_says_where_its_log_is(monkeypatch):
     monkeypatch.setattr(images.boto3, "client", lambda name: {"codebuild": CodeBuild(), "s3": S3()}[name])
     with pytest.raises(images.DeployError, match=r"FAILED.*https://log"):
         images.build_in_account("bucket", "project", "tag", "cpu")
+
+
+def test_tags_tell_of_changes():
+    assert re.fullmatch("a{12}-\\d{14}", images.new_tag("a" * 40))
+    assert re.fullmatch("a{12}-dirty-\\d{14}", images.new_tag("a" * 40 + "-dirty"))
+
+
+@pytest.mark.parametrize("kind", [*images.MANIFESTS, "application/vnd.oci.image.index.v1+json", None])
+def test_an_index_of_images_is_refused(kind, monkeypatch):
+    class Ecr:
+        def describe_images(self, repositoryName, imageIds):
+            assert imageIds == [{"imageTag": "tag"}]
+            named = {"imageManifestMediaType": kind} if kind else {}
+            return {"imageDetails": [{"imageDigest": "sha256:" + "a" * 64, **named}]}
+
+    monkeypatch.setattr(images.boto3, "client", lambda name: {"ecr": Ecr()}[name])
+    registry = DIGEST.partition("/")[0]
+    if kind in images.MANIFESTS:
+        assert images.digests(registry, "spaceport", "tag")["SfmImageUri"] == DIGEST
+    else:
+        with pytest.raises(images.DeployError, match=r"spaceport-sfm:tag is .*not one image"):
+            images.digests(registry, "spaceport", "tag")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from images.build import base_digest
 from images.engine import Engine
 from settings import STAGES
 from tests.images.player import ROOT, SDK, report_missing
@@ -30,7 +31,7 @@ def inside(engine: Engine, image: str, program: str) -> subprocess.CompletedProc
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_metadata(stage: str, engine: Engine, images: Callable[[str], str]) -> None:
+def test_metadata(stage: str, engine: Engine, base: str, images: Callable[[str], str]) -> None:
     (found,) = json.loads(engine.docker("image", "inspect", images(stage)).stdout)
     config = found["Config"]
     assert config["Entrypoint"] == ["python3", "-m", stage]
@@ -42,7 +43,10 @@ def test_metadata(stage: str, engine: Engine, images: Callable[[str], str]) -> N
     assert variables["PYTHONPATH"] == "/opt/spaceport"
     labels = config["Labels"]
     assert labels["org.opencontainers.image.title"] == f"spaceport-{stage}"
-    assert re.fullmatch(r"[0-9a-f]{40}", labels["org.opencontainers.image.revision"])
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", labels["org.opencontainers.image.revision"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", labels["org.opencontainers.image.version"])
+    assert labels["org.opencontainers.image.base.name"] == base
+    assert labels["org.opencontainers.image.base.digest"] == base_digest(engine, base)
 
 
 @pytest.mark.parametrize("stage", STAGES)
