@@ -1,6 +1,8 @@
-"""The bill of materials of an image, CycloneDX 1.6 JSON: Python, Debian and npm packages.
+"""The bill of materials of an image, CycloneDX 1.6 JSON: Python, Debian and npm packages, and libraries inside wheels.
 
-Runs in a builder stage of the Dockerfile; cyclonedx-py lists the Python packages, the rest is added here.
+Runs in a builder stage of the Dockerfile; cyclonedx-py lists the Python packages, the rest is added here. What the
+compiled files of a wheel were linked from is known as far as the wheel says it or the files betray it: that list can
+miss some.
 """
 
 from __future__ import annotations
@@ -15,6 +17,29 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+# Licences of libraries inside wheels where no file of the wheel names them, as the libraries' own sources state them.
+# CHOLMOD: of its modules in pycolmap Check, Cholesky, Partition and Utility are under the LGPL, MatrixOps and
+# Supernodal under the GPL (SuiteSparse, CHOLMOD/Doc/License.txt); SPQR/Doc/License.txt.
+LIBRARY_LICENCES = {
+    "ceres": "BSD-3-Clause",
+    "curl": "curl",
+    "gflags": "BSD-3-Clause",
+    "glog": "BSD-3-Clause",
+    "lapack-reference": "BSD-3-Clause",
+    "libgfortran": "GPL-3.0-or-later WITH GCC-exception-3.1",
+    "libgomp": "GPL-3.0-or-later WITH GCC-exception-3.1",
+    "libquadmath": "LGPL-2.1-or-later",
+    "libscipy_openblas64_": "BSD-3-Clause",
+    "metis": "Apache-2.0",
+    "openblas-openmp": "BSD-3-Clause",
+    "openimageio": "Apache-2.0",
+    "openjph": "BSD-2-Clause",
+    "suitesparse-cholmod": "LGPL-2.1-or-later AND GPL-2.0-or-later",
+    "suitesparse-spqr": "GPL-2.0-or-later",
+    "tiff": "libtiff",
+}
+# Names of source files, which assertions leave in a compiled file: the library and its version.
+VCPKG_SOURCE = re.compile(rb"vcpkg/buildtrees/([a-z0-9-]+)/src/([\w.-]+?)(?:-[0-9a-f]{10})?\.clean/")
 DPKG_FORMAT = "${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\t${source:Package}\t${source:Version}\n"
 
 
@@ -28,6 +53,9 @@ def python_packages(python: Path) -> dict[str, Any]:
     for component in document.get("components", []):
         if not component.get("licenses"):
             component["licenses"] = [{"license": {"name": wheel_licence(installed[component["name"]])}}]
+        inside = libraries(installed[component["name"]], component["bom-ref"])
+        if inside:
+            component["components"] = inside
     return document
 
 
@@ -37,6 +65,40 @@ def wheel_licence(wheel: Distribution) -> str:
     texts = [wheel.read_text(f"licenses/{name}") or "" for name in wheel.metadata.get_all("License-File") or []]
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     return named[0] or (lines[0] if lines else "unknown")
+
+
+def libraries(wheel: Distribution, ref: str) -> list[dict[str, Any]]:
+    """One component for each library that is known to be inside a wheel, with what tells of it as a property."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def add(evidence: str, name: str, version: str = "", **more: Any) -> None:
+        library: dict[str, Any] = {"type": "library", "bom-ref": f"{ref}#{name}@{version}", "name": name}
+        library["properties"] = [{"name": "spaceport:evidence", "value": evidence}]
+        if name in LIBRARY_LICENCES:
+            library["licenses"] = [{"license": {"name": LIBRARY_LICENCES[name]}}]
+        library |= {key: value for key, value in {"version": version, **more}.items() if value}
+        found.setdefault(f"{name}@{version}", library)
+
+    own = normalized(wheel.metadata["Name"])
+    files = wheel.files or []
+    said = [file for file in files if file.parent.name == "sboms" and file.suffix == ".json"]
+    for file in said:
+        for part in json.loads(file.read_text()).get("components", []):
+            if normalized(part["name"]) != own:
+                version = part.get("version") or ""
+                add(str(file), part["name"], version, licenses=part.get("licenses"), scope=part.get("scope"))
+    for file in files:
+        if ".so" not in file.suffixes:
+            continue
+        if file.parent.name.endswith(".libs") and not said:
+            add(str(file), file.name.split(".")[0].split("-")[0])
+        for name, version in sorted(set(VCPKG_SOURCE.findall(Path(str(file.locate())).read_bytes()))):
+            add(f"names of source files in {file}", name.decode(), version.decode())
+    return [found[key] for key in sorted(found)]
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def debian_packages(root: Path) -> list[dict[str, Any]]:

@@ -14,14 +14,15 @@ import pytest
 
 from images.build import base_digest
 from images.engine import Engine
+from images.licences import is_refused
 from settings import STAGES
 from tests.images.player import ROOT, SDK, report_missing
 
 REPORTS = ROOT / "build" / "images"
-# Licences that would bind whoever ships our images with them. Debian's own packages are another matter: every
-# distribution has GPL programs in it, and we ship them unchanged.
-NOT_WANTED = re.compile(r"\b(A?GPL|SSPL|BUSL|CC-BY-NC|non-?commercial)", re.IGNORECASE)
-EXCEPTIONS = re.compile(r"GCC-exception|GCC Runtime|LGPL|linking exception", re.IGNORECASE)
+# Libraries in wheels whose licence binds, by wheel: docs/decisions/0006 says why they are there. Pillow names what it
+# can use, and its wheel does not have it (test_pillow_has_no_libimagequant). Debian's own packages are another matter:
+# every distribution has GPL programs in it, and they are unchanged.
+KNOWN_TO_BIND = {("pycolmap", "suitesparse-cholmod"), ("pycolmap", "suitesparse-spqr"), ("pillow", "libimagequant")}
 
 
 def inside(engine: Engine, image: str, program: str) -> subprocess.CompletedProcess[str]:
@@ -101,11 +102,31 @@ def bill_of_materials(engine: Engine, image: str) -> dict[str, Any]:
 
 
 def licences(component: dict[str, Any]) -> list[str]:
+    """As they are written: a field of a wheel can hold a whole text."""
     found = []
     for entry in component.get("licenses", []):
         licence = entry.get("license", {})
         found.append(entry.get("expression") or licence.get("id") or licence.get("name") or "")
-    return sorted({" ".join(text.split())[:60] for text in found if text})
+    return sorted({" ".join(text.split()) for text in found if text})
+
+
+def row(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', '/')[:120] or '?' for cell in cells)} |"
+
+
+def licence_table(components: list[dict[str, Any]]) -> str:
+    """Packages, then the libraries inside wheels, as Markdown."""
+    lines = [row("kind", "package", "version", "licence"), row(*["---"] * 4)]
+    lines += [row(c["purl"].split("/")[0][4:], c["name"], c["version"], ", ".join(licences(c))) for c in components]
+    lines += ["", "Libraries known to be inside wheels; what was linked statically may be missing.", ""]
+    lines += [row("wheel", "library", "version", "licence", "known from"), row(*["---"] * 5)]
+    for wheel in components:
+        for part in wheel.get("components", []):
+            optional = " (optional)" if part.get("scope") == "optional" else ""
+            evidence = part["properties"][0]["value"]
+            known = ", ".join(licences(part))
+            lines.append(row(wheel["name"], part["name"] + optional, part.get("version", ""), known, evidence))
+    return "\n".join(lines) + "\n"
 
 
 def report_contents(engine: Engine, image: str, name: str, with_npm: bool = False) -> None:
@@ -131,20 +152,21 @@ def report_contents(engine: Engine, image: str, name: str, with_npm: bool = Fals
 
     REPORTS.mkdir(parents=True, exist_ok=True)
     (REPORTS / f"{name}.cdx.json").write_text(json.dumps(document, indent=1))
-    rows = [
-        f"| {c['purl'].split('/')[0][4:]} | {c['name']} | {c['version']} | {', '.join(licences(c)) or '?'} |"
-        for kind in by_type.values()
-        for c in kind
-    ]
-    table = ["| kind | package | version | licence |", "| --- | --- | --- | --- |", *rows]
-    (REPORTS / f"{name}.licences.md").write_text("\n".join(table) + "\n")
+    (REPORTS / f"{name}.licences.md").write_text(licence_table([c for kind in by_type.values() for c in kind]))
 
     unknown = [c["name"] for c in by_type["pypi"] + by_type["npm"] if licences(c) in ([], ["unknown"])]
     assert not unknown, f"no licence is named by {unknown}"
-    refused = {
-        c["name"]: licences(c) for c in by_type["pypi"] + by_type["npm"] if all(_refused(text) for text in licences(c))
-    }
+    refused = {c["name"]: licences(c) for c in by_type["pypi"] + by_type["npm"] if any(map(is_refused, licences(c)))}
     assert not refused
+    inside_wheels = {
+        (wheel["name"], part["name"]): licences(part)
+        for wheel in by_type["pypi"]
+        for part in wheel.get("components", [])
+        if any(map(is_refused, licences(part)))
+    }
+    assert set(inside_wheels) <= KNOWN_TO_BIND, inside_wheels
+    if name == "sfm":
+        assert ("pycolmap", "suitesparse-spqr") in inside_wheels, "is it gone? Then decision 0006 can say so"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -152,8 +174,11 @@ def test_bill_of_materials(stage: str, engine: Engine, images: Callable[[str], s
     report_contents(engine, images(stage), stage, with_npm=stage == "compress")
 
 
-def _refused(licence: str) -> bool:
-    return bool(NOT_WANTED.search(licence)) and not EXCEPTIONS.search(licence)
+@pytest.mark.parametrize("stage", STAGES)
+def test_pillow_has_no_libimagequant(stage: str, engine: Engine, images: Callable[[str], str]) -> None:
+    """Its bill of materials names this library, under the GPL, as one that can be used."""
+    program = 'from PIL import features; print(features.check_feature("libimagequant"))'
+    assert inside(engine, images(stage), f"python3 -c '{program}'").stdout.strip() == "False"
 
 
 def test_hadolint_is_clean() -> None:

@@ -1,0 +1,60 @@
+"""Which licences would bind whoever passes an image on: those of the GPL family, and those that forbid some uses."""
+
+from __future__ import annotations
+
+import re
+
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
+# Of a single licence, by SPDX identifier or in words. The LGPL is not among them.
+_BINDS = re.compile(
+    r"\bA?GPL|\bAffero\b|(?<!Lesser )(?<!Library )\bGeneral Public Licen[cs]e"
+    r"|\bSSPL|\bServer Side Public\b|\bBUSL|\bBusiness Source\b|\bCC-BY-NC|\bnon-?commercial",
+    re.IGNORECASE,
+)
+# What takes the effect from it for whoever only links.
+_LINKING = re.compile(
+    r"GCC-exception|GCC Runtime Library Exception|Classpath-exception|linking exception", re.IGNORECASE
+)
+
+
+def is_refused(licence: str) -> bool:
+    """Whether ``licence`` leaves no choice but one that binds; an SPDX expression, or a name in words."""
+    text = " ".join(licence.split())
+    try:
+        expression = str(canonicalize_license_expression(text))
+    except InvalidLicenseExpression:
+        return _binds(text)
+    tokens = re.findall(r"\(|\)|\bAND\b|\bOR\b|[^()\s]+(?: WITH [^()\s]+)?", expression)
+    return _any_of(tokens)
+
+
+def _any_of(tokens: list[str]) -> bool:
+    """a OR b: refused when all are. Takes what it reads from ``tokens``."""
+    refused = _all_of(tokens)
+    while tokens and tokens[0] == "OR":
+        tokens.pop(0)
+        refused = _all_of(tokens) and refused
+    return refused
+
+
+def _all_of(tokens: list[str]) -> bool:
+    """a AND b: refused when one is."""
+    refused = _one(tokens)
+    while tokens and tokens[0] == "AND":
+        tokens.pop(0)
+        refused = _one(tokens) or refused
+    return refused
+
+
+def _one(tokens: list[str]) -> bool:
+    token = tokens.pop(0)
+    if token != "(":
+        return _binds(token)
+    refused = _any_of(tokens)
+    tokens.pop(0)  # the closing one; the expression is known to be valid
+    return refused
+
+
+def _binds(licence: str) -> bool:
+    return bool(_BINDS.search(licence)) and not _LINKING.search(licence)
