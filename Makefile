@@ -1,7 +1,7 @@
 # make demo   sample photos -> splat page, on this machine
 # make test   unit, state machine, stage and end-to-end tests
 # make test-torch    training on several GPUs, shown on the CPU (installs PyTorch beside the environment)
-# make ci     what continuous integration runs: lint, types, all tests, images, deployment
+# make ci     what continuous integration runs: lint, types, all tests, images, deployment; says what each took
 # make images-test   build the container images and run them under SageMaker's contract (needs Docker, or root)
 # make gpu-image     build the GPU variant of the training image and judge what needs no GPU (30 GB of disk, about an hour)
 # make vulnerabilities   known vulnerabilities of the tested images (needs grype and its database)
@@ -13,7 +13,7 @@ DEMO   ?= demo
 PYTEST_ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help install install-dev demo test test-torch lint types ci lock clean browser engine local-images images-test gpu-image vulnerabilities
+.PHONY: help install install-dev demo test test-torch lint types ci ci-without-deploy lock clean browser engine local-images images-test gpu-image vulnerabilities
 
 help:
 	@sed -n 's/^# make/make/p' $(MAKEFILE_LIST)
@@ -84,7 +84,25 @@ lint: install-dev
 types: install-dev
 	$(BIN)/mypy functions containers spaceport benchmarks deploy
 
-ci: browser lint types test test-torch images-test test-deploy
+CI_TARGETS := browser lint types test test-torch images-test
+
+# Runs the targets $(1) one after the other; at the end, or where one fails, a table of their seconds.
+define timed
++@set -e; table=; trap 'printf "%b" "$$table"' EXIT; \
+for target in $(1); do \
+	began=$$(date +%s); status=0; \
+	$(MAKE) --no-print-directory $$target || status=$$?; \
+	table="$$table$$(printf '%6d s  %s' $$(($$(date +%s) - began)) $$target)$$([ $$status = 0 ] || echo ', FAILED')\n"; \
+	[ $$status = 0 ] || exit $$status; \
+done
+endef
+
+ci:
+	$(call timed,$(CI_TARGETS) test-deploy)
+
+# The deployment to a local endpoint in a job of its own.
+ci-without-deploy:
+	$(call timed,$(CI_TARGETS))
 
 lock:
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q requirements/run.in -o requirements/run.txt

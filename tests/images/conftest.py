@@ -1,13 +1,13 @@
 """Fixtures of the image tests: an engine, the three images built from the production Dockerfile, input photos.
 
-Where no engine can be had these tests are skipped on a laptop, and fail where CI=true.
+Where no engine can be had, or without root, these tests are skipped on a laptop, and fail where CI=true.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,17 +16,44 @@ import pytest
 from images.build import Built, base_image, build
 from images.engine import Engine, NoEngine, running_engine
 from settings import STAGES, Stage
+from spaceport.sample import render_sample
 from tests.images.figures import Figures
-from tests.images.player import IMAGES, OPTIONS, ROOT, Player, Ran, report_missing
+from tests.images.player import IMAGES, OPTIONS, ROOT, Player, Ran, need_root, report_missing
 
 DATA = Path(os.environ.get("SPACEPORT_DATA") or ROOT.parent / "shared" / "data")
 
 
+HERE = Path(__file__).parent
+PASSED: set[str] = set()  # node ids
+DESELECTED: set[str] = set()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if HERE in item.path.parents:
             item.add_marker(pytest.mark.images)
             item.add_marker(pytest.mark.timeout(1500))  # the first one builds the images
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed:
+        PASSED.add(report.nodeid)
+
+
+def adding_figures(items: Iterable[pytest.Item]) -> dict[str, Path]:
+    """The tests among ``items`` that add a figure, with their files."""
+    return {item.nodeid: item.path for item in items if "figures" in getattr(item, "fixturenames", ())}
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    DESELECTED.update(adding_figures(items))
+
+
+def is_whole(session: pytest.Session) -> bool:
+    """Whether every test that adds a figure was chosen, and has passed."""
+    chosen = adding_figures(session.items)
+    files = {file for file in HERE.glob("test_*.py") if "figures: Figures" in file.read_text(encoding="utf-8")}
+    return set(chosen.values()) == files and set(chosen) <= PASSED and not DESELECTED
 
 
 @pytest.fixture(scope="session")
@@ -40,17 +67,24 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
-    """What the tests measured; written to build/images/images.md, and to docs/ when SPACEPORT_WRITE_DOCS=1."""
+    """What the tests measured; written to build/images/images.md, and to docs/ when SPACEPORT_WRITE_DOCS=1.
+
+    Otherwise the cases of docs/images.md have to be those of the tests.
+    """
     found = Figures()
     yield found
-    found.write(ROOT, complete=request.session.testsfailed == 0)
+    problem = found.write(ROOT, whole=is_whole(request.session))
+    assert not problem, problem
 
 
 @pytest.fixture(scope="session")
 def base(engine: Engine, figures: Figures) -> str:
     started = time.monotonic()
-    name = base_image(engine)
-    figures.base = f"`{name}`, had in {time.monotonic() - started:.1f} s"
+    try:
+        name = base_image(engine)
+    except NoEngine as problem:
+        report_missing(str(problem))
+    figures.base = f"`{name}`, there after {time.monotonic() - started:.1f} s"
     return name
 
 
@@ -70,11 +104,16 @@ def images(engine: Engine, base: str, figures: Figures) -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="session")
-def many_photos() -> list[Path]:
-    """24 photos of a walk around a plush doll: each phase of SfM lasts long enough to be met."""
+def many_photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """24 photos of a walk around a plush doll, or of a hamlet where those are not there.
+
+    Each phase of SfM lasts long enough to be met.
+    """
     folder = DATA / "plush" / "images"
     if not folder.is_dir():
-        pytest.skip(f"the test photos are not there: {folder}; SPACEPORT_DATA names another place")
+        print(f"{folder} is not there (SPACEPORT_DATA): the images get sample photos")
+        folder = tmp_path_factory.mktemp("sample")
+        render_sample(folder, photos=24, width_px=1200, height_px=900)
     return sorted(folder.glob("*.[jJ][pP][gG]"))[:24]
 
 
@@ -92,6 +131,7 @@ def good_run(
 
     @cache
     def run(stage: Stage) -> tuple[Ran, Path]:
+        need_root()
         earlier = {name: run(name)[1] for name in STAGES[: STAGES.index(stage)]}
         folder = tmp_path_factory.mktemp(stage)
         player = Player.open(engine, images, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +38,7 @@ class Figures:
             f"Measured {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, by `make images-test`. Base: {self.base}.",
             "",
         ]
-        lines += ["| image | first build | layers from cache | again | size |", "| --- | --- | --- | --- | --- |"]
+        lines += ["| image | build | of which layers from cache | again | size |", "| --- | --- | --- | --- | --- |"]
         for stage, (first, again) in sorted(self.builds.items()):
             cached = f"{first.steps_cached} of {first.steps + first.steps_cached}"
             size = f"{first.size_bytes / 1e6:.0f} MB"
@@ -48,13 +49,31 @@ class Figures:
             lines.append(f"| {case.stage} | {case.case} | {case.exit_status} | {text} | {case.seconds:.1f} s |")
         return "\n".join([*lines, END])
 
-    def write(self, root: Path, complete: bool) -> None:
-        """The table alone to build/images/; into docs/images.md when asked for and every test has passed."""
+    def write(self, root: Path, whole: bool) -> str:
+        """The tables alone to build/images/; into docs/images.md when asked for and ``whole``: every test has passed.
+
+        Returns what is wrong with the page, or nothing: cases that it lacks, and if ``whole`` those that are no more.
+        """
         target = root / "build" / "images" / "images.md"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(self.markdown() + "\n", encoding="utf-8")
         page = root / "docs" / "images.md"
-        if complete and os.environ.get("SPACEPORT_WRITE_DOCS") == "1":
-            text = page.read_text(encoding="utf-8")
-            head, rest = text.split(BEGIN)
-            page.write_text(head + self.markdown() + rest.split(END)[1], encoding="utf-8")
+        head, rest = page.read_text(encoding="utf-8").split(BEGIN)
+        measured, tail = rest.split(END)
+        if os.environ.get("SPACEPORT_WRITE_DOCS") == "1":
+            if not whole:
+                return f"{page} was not written: some tests were left out, or have not passed"
+            page.write_text(head + self.markdown() + tail, encoding="utf-8")
+            return ""
+        shown, seen = cases_of(measured), cases_of(self.markdown())
+        wrong = [
+            *(f"lacks {case}" for case in seen - shown),
+            *(f"has {case} too much" for case in shown - seen if whole),
+        ]
+        write = "SPACEPORT_WRITE_DOCS=1 make images-test writes it anew"
+        return f"{page} {', '.join(sorted(wrong))}; {write}" if wrong else ""
+
+
+def cases_of(text: str) -> set[tuple[str, str]]:
+    """(image, case) of each row of the table of cases."""
+    return {(stage, case) for stage, case in re.findall(r"^\| ([^|]+) \| ([^|]+) \| -?\d+ \|", text, re.MULTILINE)}

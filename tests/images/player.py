@@ -65,6 +65,12 @@ def report_missing(problem: str) -> NoReturn:
     pytest.skip(f"IMAGES NOT TESTED: {problem}")
 
 
+def need_root() -> None:
+    """The job's folders are given to root, as SageMaker does."""
+    if os.geteuid() != 0:
+        report_missing("only root can give folders to root, as SageMaker does: sudo -E make images-test")
+
+
 def stage_settings() -> Settings:
     """The environment that template.yaml, with its defaults, gives the function start_job."""
     function = load_stack(ROOT / "template.yaml", region=REGION, account_id=ACCOUNT).function("StartJobFunction")
