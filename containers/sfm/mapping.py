@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pycolmap
+from PIL import Image
 
 from job import StageError
 from sfm.align import Alignment, align
@@ -433,6 +434,27 @@ def why_not(database: Path, image: str) -> tuple[str, str]:
 def pair_ids(ids: Any) -> Iterator[tuple[int, int]]:
     for pair in ids:
         yield pair if isinstance(pair, tuple) else pycolmap.pair_id_to_image_pair(pair)
+
+
+def selfcheck(folder: Path) -> None:
+    """Features of two made-up photos, the second one shifted, are found and match. Raises SystemExit when not."""
+    coarse = np.random.default_rng(SEED).integers(0, 256, (60, 80), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
+    size = (560, 440)
+    photos = []
+    for name, corner in (("a.png", (0, 0)), ("b.png", (40, 20))):
+        box = (*corner, corner[0] + size[0], corner[1] + size[1])
+        picture.crop(box).save(folder / name)
+        known = {"image": name, "width": size[0], "height": size[1], "camera": "", "focal_ratio": 1.2}
+        photos.append(known)
+    names = [photo["image"] for photo in photos]
+    database = folder / "database.db"
+    pycolmap.logging.minloglevel = int(pycolmap.logging.WARNING)
+    import_photos(database, folder, photos)
+    extract(database, folder, names, FAST)
+    match(database, names, [(0, 1)], folder / "pairs.txt", guided=False)
+    if verified_pairs(database, names) != [(0, 1)]:
+        raise SystemExit("pycolmap does not work on this machine: two overlapping pictures were not recognised")
 
 
 # Messages to the parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from typing import Any
@@ -109,5 +110,10 @@ def scene_description(job: Job, photos: list[Photo], result: dict[str, Any]) -> 
 
 
 def selfcheck() -> None:
-    """The mapping program starts: pycolmap and its shared libraries load."""
-    subprocess.run([sys.executable, "-c", "import sfm.mapping"], check=True)
+    """The mapping program works: pycolmap finds features and matches them."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = "import sys, pathlib, sfm.mapping; sfm.mapping.selfcheck(pathlib.Path(sys.argv[1]))"
+        command = [sys.executable, "-c", program, folder]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"the mapping program does not work (status {done.returncode}): {done.stderr[-2000:]}")

@@ -59,3 +59,13 @@ def test_features_of_large_photos_are_those_of_small_ones_in_the_pixels_of_the_l
         points = {i.name: database.read_keypoints(i.image_id)[:, :2] for i in database.read_all_images()}
     assert len(points["large.png"]) < 1.3 * len(points["small.png"])
     assert points["large.png"].max(0) == pytest.approx(2 * points["small.png"].max(0), abs=20)
+
+
+def test_selfcheck_tells_a_wheel_that_works_from_one_that_does_not(tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    mapping.selfcheck(whole)
+    monkeypatch.setattr(mapping, "match", lambda *arguments, **more: None)
+    with pytest.raises(SystemExit, match="two overlapping pictures were not recognised"):
+        mapping.selfcheck(broken)

@@ -12,7 +12,14 @@ from pathlib import Path
 import boto3
 from sagemaker.core.local import LocalSession  # type: ignore[import-not-found]
 
-HARDENING = {"cap_drop": ["ALL"], "security_opt": ["no-new-privileges"], "mem_limit": "4g", "pids_limit": 4096}
+HARDENING = {
+    "read_only": True,
+    "tmpfs": ["/tmp:exec"],
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges"],
+    "mem_limit": "4g",
+    "pids_limit": 4096,
+}
 
 
 def main(operation: str, request_file: str, root: str) -> None:

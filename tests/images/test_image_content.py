@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -179,6 +180,41 @@ def test_pillow_has_no_libimagequant(stage: str, engine: Engine, images: Callabl
     """Its bill of materials names this library, under the GPL, as one that can be used."""
     program = 'from PIL import features; print(features.check_feature("libimagequant"))'
     assert inside(engine, images(stage), f"python3 -c '{program}'").stdout.strip() == "False"
+
+
+UPDATES = """# Debian packages of the images with a newer version
+
+Of {installed} packages, as apt knows it on {date} from the sources of the base:
+
+{sources}
+
+Nothing is said of Python and npm packages, nor of flaws that Debian has not mended: `make vulnerabilities` does.
+
+{found}
+"""
+
+
+def test_updates_of_debian_are_reported(engine: Engine, base: str, images: Callable[[str], str]) -> None:
+    """Kept as build/images/debian-updates.md. The Debian packages are the same in the three images.
+
+    An update that came out today is no fault of the images; one that stays means that the base is old.
+    """
+    program = "apt-get update -qq 1>&2 && apt-get indextargets --format '$(SITE) $(RELEASE)' 'Created-By: Packages' && "
+    program += "echo --- && apt list --upgradable 2>/dev/null && echo --- && dpkg-query -W | wc -l"
+    done = engine.docker("run", "--rm", "--entrypoint", "sh", images("sfm"), "-c", program, check=False)
+    if done.returncode:
+        report_missing(f"apt cannot ask for updates in the image: {done.stderr[-500:]}")
+    sources, listed, installed = (part.strip() for part in done.stdout.split("---\n"))
+    assert sources and int(installed) > 50, done.stdout
+    newer = [line for line in listed.splitlines() if "upgradable from" in line]
+    text = UPDATES.format(
+        installed=installed,
+        date=f"{datetime.now(UTC):%Y-%m-%d}",
+        sources="\n".join(f"* {line}" for line in sorted(set(sources.splitlines()))),
+        found="\n".join(f"* {line}" for line in newer) or "None.",
+    )
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    (REPORTS / "debian-updates.md").write_text(text)
 
 
 def test_hadolint_is_clean() -> None:

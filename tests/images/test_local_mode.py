@@ -26,6 +26,7 @@ from moto.server import ThreadedMotoServer
 from images.engine import Engine
 from settings import STAGES, Stage
 from tests.images.player import BUCKET, JOB, OPTIONS, PROMISED, REGION, SDK, Ran, report_missing, stage_request
+from tests.unit.fn_cloud import load_template
 
 OPERATIONS = {"sfm": "ProcessingJob", "train": "TrainingJob", "compress": "ProcessingJob"}
 FAKE_ACCOUNT = {
@@ -39,7 +40,7 @@ NO_TELEMETRY = "SchemaVersion: '1.0'\nSageMaker:\n  PythonSDK:\n    Modules:\n  
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_request_fits_the_service(stage: Stage) -> None:
-    """Names, types and ranges by botocore; the instance type by the enumeration in the same description."""
+    """Names, types and ranges by botocore; instance types, each that template.yaml allows, by its enumeration."""
     request = stage_request(stage, OPTIONS[stage])
     model = botocore.session.get_session().get_service_model("sagemaker")
     shape: Any = model.operation_model(f"Create{OPERATIONS[stage]}").input_shape
@@ -50,7 +51,10 @@ def test_request_fits_the_service(stage: Stage) -> None:
     else:
         cluster = request["ProcessingResources"]["ClusterConfig"]
         cluster_shape = shape.members["ProcessingResources"].members["ClusterConfig"]
-    assert cluster["InstanceType"] in cluster_shape.members["InstanceType"].enum
+    parameters = load_template()["Parameters"]
+    allowed = parameters[f"{stage.capitalize()}InstanceType"]["AllowedValues"]
+    assert cluster["InstanceType"] in allowed
+    assert set(allowed) <= set(cluster_shape.members["InstanceType"].enum)
 
 
 @dataclass
