@@ -440,14 +440,10 @@ def selfcheck(folder: Path) -> None:
     """Features of two made-up photos, the second one shifted, are found and match. Raises SystemExit when not."""
     coarse = np.random.default_rng(SEED).integers(0, 256, (60, 80), dtype=np.uint8)
     picture = Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
-    size = (560, 440)
-    photos = []
-    for name, corner in (("a.png", (0, 0)), ("b.png", (40, 20))):
-        box = (*corner, corner[0] + size[0], corner[1] + size[1])
-        picture.crop(box).save(folder / name)
-        known = {"image": name, "width": size[0], "height": size[1], "camera": "", "focal_ratio": 1.2}
-        photos.append(known)
-    names = [photo["image"] for photo in photos]
+    names = ["a.png", "b.png"]
+    picture.crop((0, 0, 560, 440)).save(folder / names[0])
+    picture.crop((40, 20, 600, 460)).save(folder / names[1])
+    photos = [{"image": name, "width": 560, "height": 440, "camera": "", "focal_ratio": 1.2} for name in names]
     database = folder / "database.db"
     pycolmap.logging.minloglevel = int(pycolmap.logging.WARNING)
     import_photos(database, folder, photos)
