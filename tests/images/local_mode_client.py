@@ -14,7 +14,7 @@ from sagemaker.core.local import LocalSession  # type: ignore[import-not-found]
 
 HARDENING = {
     "read_only": True,
-    "tmpfs": ["/tmp:exec"],
+    "tmpfs": ["/tmp:exec", "/opt/ml"],  # local mode mounts folders below /opt/ml, not all of it
     "cap_drop": ["ALL"],
     "security_opt": ["no-new-privileges"],
     "mem_limit": "4g",
