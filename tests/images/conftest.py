@@ -114,7 +114,7 @@ def many_photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     if not folder.is_dir():
         print(f"{folder} is not there (SPACEPORT_DATA): the images get sample photos")
         folder = tmp_path_factory.mktemp("sample")
-        render_sample(folder, photos=24, width_px=1200, height_px=900)
+        render_sample(folder, photos=24, width_px=960, height_px=720)
     return sorted(folder.glob("*.[jJ][pP][gG]"))[:24]
 
 
