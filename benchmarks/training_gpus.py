@@ -47,7 +47,7 @@ def main() -> None:
     photos = load_dataset(scene, arguments.long_side, with_validation=False).train
     start = initial_gaussians(scene, arguments.gaussians, np.random.default_rng(SEED))
     extent = scene_extent([photo.view for photo in photos])
-    runs = []
+    runs: list[dict[str, Any]] = []
     for gpus in range(1, device.count(arguments.gpus) + 1):
         engine = open_engine(photos, arguments.gaussians, SH_DEGREE, SEED, gpu=True, gpus=gpus)
         runs.append({"gpus": gpus, "device": engine.device} | measured(engine, start, len(photos), extent))
