@@ -72,6 +72,6 @@ def choose(
 
 
 def lengthened(preset: Preset, times: float) -> Preset:
-    """With the steps of the means for a training that is so many times as long (less than 1: shorter)."""
-    means_rate = min(preset.schedule.means_rate / times, Schedule.means_rate)
+    """With the steps of the means for a training that is so many times as long; as it is for a shorter one."""
+    means_rate = preset.schedule.means_rate / max(times, 1.0)
     return replace(preset, schedule=replace(preset.schedule, means_rate=means_rate))

@@ -266,12 +266,12 @@ def test_options_replace_the_presets_values():
     ("name", "gpu", "max_iterations", "budget_s", "means_rate"),
     [
         ("draft", False, None, 108.0, 5e-4),  # twice the time: half the steps of the means
-        ("draft", False, None, 27.0, 1e-3),  # never longer steps than the draft's
+        ("draft", False, None, 27.0, 1e-3),  # never longer steps than the preset's
         ("draft", False, 40_000, None, 1e-3),  # time ends a training on a CPU
-        ("standard", False, None, 117.5, 1e-3),
+        ("standard", False, None, 117.5, 5e-4),
         ("draft", True, 20_000, None, 2.5e-4),
         ("draft", True, None, 1_200.0, 1e-3),  # the number of steps ends one on a GPU
-        ("high", True, 10_000, None, 6e-4),
+        ("high", True, 10_000, None, 3e-4),
     ],
 )
 def test_longer_trainings_take_shorter_steps(name, gpu, max_iterations, budget_s, means_rate):
