@@ -10,7 +10,7 @@
   the median PSNR. Beside them what baseline_gsplat.py has left in the same folder: time and size ratios.
 * ``… compensated``: with measured exposure, as the product trains. ``psnr`` is at each photo's own exposure,
   ``psnr_raw`` without it, ``psnr_fitted`` after a fit of gain and offset to the photo, which other trainers have too.
-* ``… 100k``: two thirds of the Gaussians. ``draft``, ``standard``, ``high``: the product's presets on the plush photos.
+* ``… 100k``, ``… 80k``: fewer Gaussians. ``draft``, ``standard``, ``high``: the product's presets on the plush photos.
 * ``speed``: milliseconds of a step at full resolution of 300,000 Gaussians with SH of degree 3, by kernel, and how far
   each is from the time its bytes take (training_floor.py).
 * ``sizes``: PLY and SOG (the compression stage's encoder) of the models that the rows before left in OUT/ply.
@@ -94,6 +94,7 @@ PLAN = Plan(
         "plush compensated": Row("plush", QUALITY, as_product=True),
         "caliterra compensated": Row("caliterra", AT_1600, as_product=True),
         "plush 100k": Row("plush", replace(QUALITY, max_gaussians=100_000)),
+        "plush 80k": Row("plush", replace(QUALITY, max_gaussians=80_000)),
         **{name: Row("plush", preset, as_product=True) for name, preset in presets.GPU.items()},
     },
     speed=Row("plush", SPEED),
