@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
@@ -31,19 +32,20 @@ def is_refused(licence: str) -> bool:
 
 def _any_of(tokens: list[str]) -> bool:
     """a OR b: refused when all are. Takes what it reads from ``tokens``."""
-    refused = _all_of(tokens)
-    while tokens and tokens[0] == "OR":
-        tokens.pop(0)
-        refused = _all_of(tokens) and refused
-    return refused
+    return all(_joined(tokens, "OR", _all_of))
 
 
 def _all_of(tokens: list[str]) -> bool:
     """a AND b: refused when one is."""
-    refused = _one(tokens)
-    while tokens and tokens[0] == "AND":
+    return any(_joined(tokens, "AND", _one))
+
+
+def _joined(tokens: list[str], word: str, part: Callable[[list[str]], bool]) -> list[bool]:
+    """What ``part`` says of each operand between these words."""
+    refused = [part(tokens)]
+    while tokens and tokens[0] == word:
         tokens.pop(0)
-        refused = _one(tokens) or refused
+        refused.append(part(tokens))
     return refused
 
 
