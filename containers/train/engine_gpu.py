@@ -98,6 +98,7 @@ class GpuEngine:
         rows = min(3 * gaussians.sh.shape[1], len(self._values["sh"]))
         for name in ("means", "log_scales", "quats", "opacity_logits"):
             self._values[name][:n] = torch.from_numpy(getattr(gaussians, name)).to(self._on)
+        self._values["opacity_logits"][:n].clamp_(max=launches.LOGIT_MAX)
         self._values["sh"].zero_()
         self._values["sh"][:rows, :n] = torch.from_numpy(by_component(gaussians.sh)[:rows]).to(self._on)
         for moments in (*self._geometry, *self._colors):

@@ -337,5 +337,6 @@ extern "C" __global__ void __launch_bounds__(128)
     float by_opacity = sums[3 * i].x;
     for (int view = 1; view < VIEWS; ++view) by_opacity += sums[3 * (view * n + i)].x;
     float grad = (by_opacity + opacity_pull * opacity) * (1.f - opacity);
-    logits[i] = adam(logits[i], grad, first + 4 * stride, second + 4 * stride, rate_opacities, correct1, correct2);
+    float logit = adam(logits[i], grad, first + 4 * stride, second + 4 * stride, rate_opacities, correct1, correct2);
+    logits[i] = fminf(logit, LOGIT_MAX);  // so blending need not limit alpha
 }

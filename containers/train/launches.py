@@ -7,6 +7,7 @@ are by component.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,18 @@ PER_BLOCK = 128  # Gaussians
 RECORD = 12  # floats, as in raster.cu
 GEOMETRY = 11  # moments of a Gaussian's mean (3), scale (3), quaternion (4) and opacity
 SSIM_WEIGHT = 0.2
+LOGIT_MAX = 6.906755  # opacity 0.999, gsplat's limit of alpha: parameters stay below it
 # Each source and its macros.
-SOURCES = {
-    Path(__file__).with_name("gaussians.cu"): {},
+SOURCES: dict[Path, dict[str, float]] = {
+    Path(__file__).with_name("gaussians.cu"): {"LOGIT_MAX": LOGIT_MAX},
     Path(__file__).with_name("raster.cu"): {"TILE": TILE, "WARPS": WARPS, "PIXELS": PIXELS},
     Path(__file__).with_name("loss.cu"): {"THREADS": THREADS},
 }
 
 
-def sources(views: int, rank: int) -> dict[Path, dict[str, int]]:
+def sources(views: int, rank: int) -> dict[Path, dict[str, float]]:
     """SOURCES for steps of this many photos, and for shard ``rank`` of as many (see gaussians.cu)."""
-    more = {"VIEWS": views, "RANK": rank} if views > 1 else {}
+    more: dict[str, float] = {"VIEWS": views, "RANK": rank} if views > 1 else {}
     return {source: macros | more if source.name == "gaussians.cu" else macros for source, macros in SOURCES.items()}
 
 
@@ -84,38 +86,53 @@ def pack(
     )
 
 
-def blend(kernels: Any, offsets: Any, ids: Any, pairs: int, records: Any, width: int, height: int, image: Any) -> None:
-    """``image`` [H, W, 3] on black.
+@dataclass(frozen=True, eq=False)
+class Lists:
+    """The Gaussians of each tile, and room for what drawing them leaves to the gradient."""
 
-    ids [pairs] int32: the Gaussians of each tile, front to back; a tile's begin at its offsets [tiles].
-    """
-    shape, lists = blend_shape(offsets, ids, pairs, records, width, height)
-    kernels["blend"](*shape, *lists, image)
-
-
-def blend_backward(
-    kernels: Any,
-    offsets: Any,
-    ids: Any,
-    pairs: int,
-    records: Any,
-    width: int,
-    height: int,
-    image: Any,
-    grad: Any,
-    sums: Any,
-) -> None:
-    """Adds to ``sums`` [n, 12] for dL/dimage ``grad`` [H, W, 3]."""
-    shape, lists = blend_shape(offsets, ids, pairs, records, width, height)
-    kernels["blend_backward"](*shape, *lists, image, grad, sums)
+    offsets: Any  # [tiles] int32: where a tile's list begins
+    ids: Any  # [pairs] int32: the Gaussians of each tile, front to back
+    pairs: int
+    records: Any  # [n, 12]
+    width: int
+    height: int
+    order: Any  # [tiles] int32
+    hits: Any  # ``hits(pairs, width, height)`` of 32 bits
+    chunks: Any  # ``blocks_of_pixels(width, height)`` of int32
 
 
-def blend_shape(
-    offsets: Any, ids: Any, pairs: int, records: Any, width: int, height: int
-) -> tuple[tuple[int, int], tuple[Any, ...]]:
+def blocks_of_pixels(width: int, height: int) -> int:
     columns, rows = tiles(width, height)
-    warps = columns * rows * (TILE // 8) * (TILE // (4 * PIXELS))
-    return (blocks(warps, WARPS), 32 * WARPS), (offsets, ids, pairs, records, width, height, columns, columns * rows)
+    return columns * rows * (TILE // 8) * (TILE // (4 * PIXELS))
+
+
+def hits(pairs: int, width: int, height: int) -> int:
+    """How many words say which of a list's Gaussians touch which block of pixels, at most."""
+    columns, rows = tiles(width, height)
+    return (pairs // 32 + columns * rows) * (TILE // 8) * (TILE // (4 * PIXELS))
+
+
+def blend(kernels: Any, lists: Lists, image: Any) -> None:
+    """``image`` [H, W, 3] on black; order, hits and chunks of ``lists`` are written."""
+    columns, rows = tiles(lists.width, lists.height)
+    kernels["order_tiles"](1, 512, lists.offsets, lists.pairs, columns * rows, lists.order)
+    kernels["blend"](*blend_shape(lists), *blend_arguments(lists), lists.hits, lists.chunks, image)
+
+
+def blend_backward(kernels: Any, lists: Lists, image: Any, grad: Any, sums: Any) -> None:
+    """Adds to ``sums`` [n, 12] for dL/dimage ``grad`` [H, W, 3]; ``image`` and ``lists`` are those of ``blend``."""
+    arguments = (*blend_arguments(lists), lists.hits, lists.chunks, image, grad, sums)
+    kernels["blend_backward"](*blend_shape(lists), *arguments)
+
+
+def blend_shape(lists: Lists) -> tuple[int, int]:
+    return blocks(blocks_of_pixels(lists.width, lists.height), WARPS), 32 * WARPS
+
+
+def blend_arguments(lists: Lists) -> tuple[Any, ...]:
+    columns, rows = tiles(lists.width, lists.height)
+    arrays = (lists.order, lists.offsets, lists.ids, lists.pairs, lists.records)
+    return (*arrays, lists.width, lists.height, columns, columns * rows)
 
 
 def finish(kernels: Any, conics: Any, sums: Any, n: int, by_means2d: Any, by_conics: Any) -> None:

@@ -20,6 +20,7 @@ from train.launches import RECORD, TILE
 from train.nvrtc import load_kernels
 
 NEAR, FAR = 0.01, 1e10  # near as in the CPU rasterizer
+SPARE = 1 << 16  # numbers; so the room for what is of another length each time has seldom another size
 BLUR = 0.3  # pixels squared, added to the projected covariance
 
 
@@ -61,14 +62,20 @@ class Buffers:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._rooms: dict[str, Tensor] = {}
+        self._last: dict[str, Tensor] = {}  # what ``room`` returned: a view costs as much of the host as a launch
 
     def room(self, name: str, *shape: int) -> Tensor:
-        """float32, not initialised; the same memory for each call with this name."""
+        """float32 (or any four bytes), not initialised; the same memory for each call with this name."""
+        last = self._last.get(name)
+        if last is not None and last.shape == shape:
+            return last
         count = torch.Size(shape).numel()
         if name not in self._rooms or self._rooms[name].numel() < count:
             self._rooms.pop(name, None)
+            self._last.pop(name, None)
             self._rooms[name] = torch.empty(count, device=self._device)
-        return self._rooms[name][:count].view(shape)
+        self._last[name] = self._rooms[name][:count].view(shape)
+        return self._last[name]
 
 
 @dataclass
@@ -84,7 +91,7 @@ class Projected:
 class Rasterizer:
     """One view at a time: ``backward`` belongs to the last ``forward``."""
 
-    def __init__(self, device: torch.device, capacity: int, sources: dict[Path, dict[str, int]]) -> None:
+    def __init__(self, device: torch.device, capacity: int, sources: dict[Path, dict[str, float]]) -> None:
         self.kernels: dict[str, Any] = {}
         for source, constants in sources.items():
             self.kernels |= load_kernels(source, constants, device)
@@ -153,9 +160,15 @@ class Rasterizer:
         columns, rows = launches.tiles(camera.width, camera.height)
         _, pairs, ids = _C.intersect_tile(means2d, radii, depths, None, None, 1, TILE, columns, rows, True, False)
         offsets = _C.intersect_offset(pairs, 1, columns, rows)
-        self._lists = (offsets, ids, len(ids), records, camera.width, camera.height)
-        launches.blend(self.kernels, *self._lists, self._image)
+        self._lists = self._with_room(offsets, ids, records, camera)
+        launches.blend(self.kernels, self._lists, self._image)
         return self._image
+
+    def _with_room(self, offsets: Tensor, ids: Tensor, records: Tensor, camera: Camera) -> launches.Lists:
+        room, pairs, size = self._buffers.room, len(ids), (camera.width, camera.height)
+        order, chunks = room("order", offsets.numel()), room("chunks", launches.blocks_of_pixels(*size))
+        hits = room("hits", -(-launches.hits(pairs, *size) // SPARE) * SPARE)
+        return launches.Lists(offsets, ids, pairs, records, *size, order, hits, chunks)
 
     def loss(self, photo: Tensor, total: Tensor) -> Tensor:
         """dL/dimage [H, W, 3] of the last image and ``photo`` [H, W, 3] bytes, overwritten by the next call.
@@ -180,7 +193,7 @@ class Rasterizer:
     def _sums_of(self, grad_image: Tensor, n: int) -> Tensor:
         """[n, 12] of the Gaussians that were blended."""
         sums = self._buffers.room("sums", n, RECORD).zero_()
-        launches.blend_backward(self.kernels, *self._lists, self._image, grad_image, sums)
+        launches.blend_backward(self.kernels, self._lists, self._image, grad_image, sums)
         return sums
 
     def _through_projection(self, camera: Camera, seen: Projected, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -41,7 +41,17 @@ static dim3 gridDim, blockDim, blockIdx, threadIdx;
 
 static float rsqrtf(float x) { return 1.f / std::sqrt(x); }
 static float __fdividef(float x, float y) { return x / y; }
-static int __ffs(unsigned bits) { return __builtin_ffs((int)bits); }
+static int __popc(unsigned bits) { return __builtin_popcount(bits); }
+static int __clz(unsigned bits) { return bits ? __builtin_clz(bits) : 32; }
+template <class To, class From>
+static To bits_as(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+static int __float_as_int(float x) { return bits_as<int>(x); }
+static float __int_as_float(int x) { return bits_as<float>(x); }
 static unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 
 namespace fibers {
@@ -171,8 +181,9 @@ static float __shfl_xor_sync(unsigned mask, float value, int lanes) {
     return value;
 }
 
-static float atomicAdd(float *at, float value) {
-    float old = *at;
+template <class Number>
+static Number atomicAdd(Number *at, Number value) {
+    Number old = *at;
     *at += value;
     return old;
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from train.nvrtc import as_c, parameters_of
+from train.nvrtc import Arguments, parameters_of
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 GUARD = 64  # numbers before and after each array
@@ -20,14 +20,12 @@ class CpuKernel:
     """Called like ``nvrtc.Kernel``. ``falling``: threads run from the last to the first between barriers."""
 
     def __init__(self, function: Any, parameters: list[str]) -> None:
-        self._function, self._parameters, self.falling = function, parameters, False
+        self._function, self._arguments, self.falling = function, Arguments(parameters), False
 
     def __call__(self, blocks: int | tuple[int, int], threads: int, *arguments: Any) -> None:
         across, down = blocks if isinstance(blocks, tuple) else (blocks, 1)
-        values, pointers = as_c(self._parameters, arguments)
-        if self._function(across, down, threads, pointers, int(self.falling)):
+        if self._function(across, down, threads, self._arguments.filled(arguments), int(self.falling)):
             raise RuntimeError("a block hangs: not every thread comes to a barrier")
-        del values
 
 
 def compile_for_cpu(sources: dict[Path, dict[str, Any]], folder: Path) -> dict[str, CpuKernel]:

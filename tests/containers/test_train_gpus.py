@@ -18,8 +18,7 @@ import pytest
 from splat.cameras import View
 from tests.containers import gpu_on_cpu
 from tests.containers.cuda_on_cpu import Arrays, compile_for_cpu
-from tests.containers.test_splat_raster import make_gaussians
-from tests.containers.test_train_kernels import GAUSSIANS, Step
+from tests.containers.test_train_kernels import GAUSSIANS, Step, make_gaussians
 from train import engine_gpus, launches
 from train.engine import Photo, Rates
 from train.engine_gpus import GpusEngine
@@ -93,7 +92,7 @@ class OneProcess:
     def __init__(self, compiled, views, gaussians):
         self.arrays, self.photos_seen, self.views = Arrays(), 0, views
         # A Gaussian's number is its place in the model, which no shard is of.
-        constants = {GAUSSIANS: {"VIEWS": views, "RANK": "(i-VIEWS*i)"}} if views > 1 else {}
+        constants = {GAUSSIANS: launches.sources(views, 0)[GAUSSIANS] | {"RANK": "(i-VIEWS*i)"}} if views > 1 else {}
         kernels = compile_for_cpu(launches.SOURCES | constants, compiled)
         self.base = Step(kernels, self.arrays, gaussians, PHOTOS[0].view, DEGREE)
         self.loss = self.arrays.zeros(1)

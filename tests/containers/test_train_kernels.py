@@ -1,5 +1,6 @@
 """The GPU engine's own kernels without a GPU: compiled for every GPU generation, and run on the CPU against float64."""
 
+import ctypes
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +15,9 @@ from splat.metrics import gaussian_window
 from splat.model import Gaussians
 from tests.containers.cuda_on_cpu import Arrays, compile_for_cpu
 from tests.containers.test_splat_raster import (
-    make_gaussians,
+    make_gaussians as make_any_gaussians,
+)
+from tests.containers.test_splat_raster import (
     make_view,
     reference_render,
     reference_rotation,
@@ -22,7 +25,7 @@ from tests.containers.test_splat_raster import (
 )
 from train import launches
 from train.engine import Rates
-from train.nvrtc import as_c, compile_cubin, open_nvrtc, parameters_of
+from train.nvrtc import Arguments, compile_cubin, open_nvrtc, parameters_of
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90")  # T4, A100, A10G, L4 and L40S, H100
 GAUSSIANS = Path(launches.__file__).with_name("gaussians.cu")
@@ -99,14 +102,20 @@ def test_arguments_must_be_those_of_the_kernel():
     )
     assert kinds == {"f": ["pointer", "int", "float"]}
     array = np.zeros(4, np.float32)
-    values, _ = as_c(kinds["f"], (array, 3, 2))
-    assert [value.value for value in values] == [array.ctypes.data, 3, 2.0]
+    arguments = Arguments(kinds["f"])
+    for second, third in ((3, 2), (-5, 0.5)):
+        addresses = arguments.filled((array, second, third))
+        kept = [
+            kind.from_address(at).value
+            for kind, at in zip((ctypes.c_void_p, ctypes.c_int, ctypes.c_float), addresses, strict=True)
+        ]
+        assert kept == [array.ctypes.data, second, third]
     with pytest.raises(TypeError, match="3 parameters got 2"):
-        as_c(kinds["f"], (array, 3))
+        arguments.filled((array, 3))
     with pytest.raises(TypeError, match="argument 1 of a kernel is int, not float"):
-        as_c(kinds["f"], (array, 3.0, 2.0))
+        arguments.filled((array, 3.0, 2.0))
     with pytest.raises(ValueError, match="contiguous"):
-        as_c(kinds["f"], (np.zeros((4, 4))[:, 1:], 3, 2.0))
+        arguments.filled((np.zeros((4, 4))[:, 1:], 3, 2.0))
 
 
 def test_a_barrier_that_a_thread_misses_is_found(tmp_path):
@@ -205,6 +214,20 @@ def tile_lists(means2d, radii, depths, width, height):
     return np.cumsum([0] + [len(ids) for ids in lists[:-1]]), np.concatenate(lists)
 
 
+def lists_of(arrays, offsets, ids, records, width, height):
+    room = launches.blocks_of_pixels(width, height), launches.hits(len(ids), width, height)
+    chunks, hits = (arrays.empty(count, kind=np.int32) for count in room)
+    order = arrays.empty(len(offsets), kind=np.int32)
+    offsets, ids = arrays.copy(offsets, np.int32), arrays.copy(ids, np.int32)
+    return launches.Lists(offsets, ids, len(ids), records, width, height, order, hits, chunks)
+
+
+def make_gaussians(n, degree, seed):
+    gaussians = make_any_gaussians(n, degree, seed)
+    gaussians.opacity_logits[:] = gaussians.opacity_logits.clip(max=launches.LOGIT_MAX)
+    return gaussians
+
+
 class Step:
     """A model in the engine's layout, and its launches in the engine's order."""
 
@@ -246,16 +269,15 @@ class Step:
             self.degree,
             self.records,
         )
-        offsets, ids = arrays.copy(offsets, np.int32), arrays.copy(ids, np.int32)
-        self.lists = (offsets, ids, len(ids), self.records, view.width, view.height)
+        self.lists = lists_of(arrays, offsets, ids, self.records, view.width, view.height)
         self.image = arrays.empty(view.height, view.width, 3)
-        launches.blend(self.kernels, *self.lists, self.image)
+        launches.blend(self.kernels, self.lists, self.image)
         return self.image
 
     def backward(self, grad):
         """The gradients by means, scales and quats through the projection."""
         n, arrays = self.n, self.arrays
-        launches.blend_backward(self.kernels, *self.lists, self.image, grad, self.sums)
+        launches.blend_backward(self.kernels, self.lists, self.image, grad, self.sums)
         by_means2d, by_conics = arrays.empty(n, 2), arrays.empty(n, 3)
         launches.finish(self.kernels, self.conics, self.sums, n, by_means2d, by_conics)
         assert np.isfinite(by_means2d).all() and not by_conics[~self.seen].any()
@@ -338,6 +360,19 @@ def test_one_step_has_the_gradients_of_the_whole_loss(kernels, arrays, degree):
     got = [moments[:3].T, moments[3:6].T, moments[6:10].T, moments[10], colors.T.reshape(n, -1, 3)]
     errors = [relative(value, want) for value, want in zip(got, wanted, strict=True)]
     assert max(errors) < 1e-3, errors
+
+
+@pytest.mark.parametrize("tiles", [1, 3, 700, 3000])
+def test_tiles_with_long_lists_are_drawn_first(ordered, arrays, tiles):
+    rng = np.random.default_rng(tiles)
+    lengths = np.where(rng.random(tiles) < 0.1, 0, 2 ** rng.uniform(0, 17, tiles)).astype(int)
+    lengths[: tiles // 3] = rng.integers(0, 5, tiles // 3)
+    ends = np.cumsum(lengths)
+    order = arrays.empty(tiles, kind=np.int32)
+    ordered["order_tiles"](1, 512, arrays.copy(ends - lengths, np.int32), int(ends[-1]), tiles, order)
+    assert sorted(order) == list(range(tiles))
+    drawn = lengths[order]
+    assert (drawn[1:] <= 1.25 * np.minimum.accumulate(drawn)[:-1] + 1).all()
 
 
 def test_many_gaussians_on_one_pixel(ordered, arrays):
@@ -424,6 +459,8 @@ def test_adam_takes_the_published_step(kernels, arrays):
     grad = np.concatenate([by_means.T, by_scales, gradients[2].T, by_logits[None]])
     rate = np.repeat([1e-3, 5e-3, 2e-3, 5e-2], [3, 3, 4, 1])[:, None]
     wanted = adam(start[0], grad, old[0][0][:, :n], old[0][1][:, :n], rate, at)
+    assert wanted[0][10].max() > launches.LOGIT_MAX + 0.001
+    wanted[0][10] = wanted[0][10].clip(max=launches.LOGIT_MAX)
     got = np.concatenate([p.reshape(n, -1).T for p in step.parameters])
     for value, want in zip((got, *(m[:, :n] for m in step.geometry)), wanted, strict=True):
         assert np.allclose(value, want, rtol=1e-4, atol=1e-6)
@@ -488,6 +525,7 @@ def test_a_step_of_several_views_is_one_adam_step_on_their_sum(kernels_of_views,
 
     rate = np.repeat([1e-3, 5e-3, 2e-3, 5e-2], [3, 3, 4, 1])[:, None]
     wanted = adam_of_views(geometry, by_geometry, *old[0], rate)
+    wanted[0][10] = wanted[0][10].clip(max=launches.LOGIT_MAX)
     got = np.concatenate([p.reshape(n, -1).T for p in step.parameters])
     for value, want in zip((got, *(m[:, :n] for m in step.geometry)), wanted, strict=True):
         assert np.allclose(value, want, rtol=1e-4, atol=1e-6)
@@ -528,7 +566,7 @@ def test_random_numbers_are_those_of_philox(tmp_path):
         'extern "C" __global__ void numbers(const uint4 *counter, const int *key, uint4 *result) {\n'
         "    *result = philox(*counter, key[0], key[1]);\n}\n"
     )
-    kernel = compile_for_cpu({source: {}}, tmp_path)["numbers"]
+    kernel = compile_for_cpu({source: launches.SOURCES[GAUSSIANS]}, tmp_path)["numbers"]
     known = [
         ([0] * 4, [0] * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
         ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
