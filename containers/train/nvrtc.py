@@ -56,7 +56,7 @@ def kind_of(parameter: str) -> str:
 
 
 class Arguments:
-    """Room for the arguments of a kernel, eight bytes each, filled anew for each launch: the device may be waiting for it."""
+    """Room for the arguments of a kernel, filled anew for each launch: quickly, as the device may be waiting for it."""
 
     def __init__(self, parameters: list[str]) -> None:
         self._parameters, count = parameters, len(parameters)
