@@ -317,6 +317,7 @@ def adopt(folders: list[Path], into: Path = RESULTS) -> None:
     (name,) = names
     results = [read_result(name, into), *found]
     rows = merged([result.get("rows", {}) for result in results])
+    rows |= sizes_of([result.get("rows", {}) for result in results])
     baseline = merged([results[0].get("baselines", {}), *map(baselines, folders)])
     lacking = [row for row in ("plush", "speed") if row not in rows]
     if lacking:
@@ -332,6 +333,17 @@ def adopt(folders: list[Path], into: Path = RESULTS) -> None:
         write_json(into / f"{name}{ABLATION}.json", {**ablations[-1], "name": name + ABLATION, "figures": table})
         print(ablation_table(table))
     show(rows, baseline, figures)
+
+
+def sizes_of(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row "sizes" of all of them: a model that was trained anew has the size that was measured with it, or none."""
+    files: dict[str, Any] = {}
+    stamps: dict[str, Any] = {}
+    for rows in parts:
+        sizes = rows.get("sizes", {})
+        files = {name: size for name, size in files.items() if name not in rows} | sizes.get("files", {})
+        stamps |= sizes
+    return {"sizes": stamps | {"files": files}} if files else {}
 
 
 def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -142,6 +142,14 @@ def test_ablation_is_kept_row_by_row(sfm, tmp_path):
     )
 
 
+def test_sizes_of_models_trained_anew_are_forgotten():
+    old = {"a": {}, "b": {}, "sizes": {"files": {"a": {"sog_bytes": 1}, "b": {"sog_bytes": 2}}, "date": "then"}}
+    new = {"b": {}, "c": {}, "sizes": {"files": {"c": {"sog_bytes": 3}}, "date": "now"}}
+    files = {"a": {"sog_bytes": 1}, "c": {"sog_bytes": 3}}
+    assert training_gpu.sizes_of([old, new]) == {"sizes": {"files": files, "date": "now"}}
+    assert training_gpu.sizes_of([{"a": {}}]) == {}
+
+
 def test_adopting_merges_folders_and_loses_nothing(measured, sfm, tmp_path):
     machine = json.loads((measured / f"{NAME}.json").read_text())["machine"]
     name = gpus.result_name(machine)
