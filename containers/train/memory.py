@@ -3,20 +3,20 @@
 Decided from numbers before the first step, and again with less when the device is full all the same. Bytes, with K SH
 coefficients a Gaussian, P the pixels of the largest photo and S the pixels of all photos:
 
-    model    = max_gaussians * (4 * (3 (11 + 3 K) + 58) + 12 K + 144)
+    model    = max_gaussians * (4 * (3 (11 + 3 K) + 58) + 12 K + 156)
     pictures = 60 P
     photos   = 3 S (1 + 1/4 + 1/16)
 
 model: parameters and two moments (11 + 3 K floats each); 37 floats of our buffers and 21 of gsplat's; a copy of SH for
-a checkpoint; six tile intersections of 24 bytes (key, id, and their room in the sort). pictures: the image, its
+a checkpoint; six tile intersections of 26 bytes (key, id, their room in the sort, hits). pictures: the image, its
 gradient and three slopes of SSIM, with three channels of floats each. photos: bytes at full, half and quarter size.
 
 Of G > 1 GPUs each has a shard of the model, all photos, and what is sent, at most of all Gaussians:
 
-    model = max_gaussians / G * (4 * (3 (11 + 3 K) + 58) + 12 K) + max_gaussians * (4 * 123 + 160)
+    model = max_gaussians / G * (4 * (3 (11 + 3 K) + 58) + 12 K) + max_gaussians * (4 * 123 + 172)
 
 123 floats: 24 of records and sums and 11 of projections of all views; 28 while what is seen is gathered and sent, and
-13 of what comes; 29 of the camera's records, sums and projection; 9 of sums that go back, and 9 that come. 160 bytes:
+13 of what comes; 29 of the camera's records, sums and projection; 9 of sums that go back, and 9 that come. 172 bytes:
 six tile intersections, and two numbers that say what is sent.
 """
 
@@ -76,7 +76,7 @@ def model_bytes(gaussians: int, sh_degree: int, gpus: int = 1) -> int:
     """On each of ``gpus`` GPUs."""
     coefficients = (sh_degree + 1) ** 2
     shard = -(-gaussians // gpus) * (4 * (3 * (11 + 3 * coefficients) + 58) + 12 * coefficients)
-    return shard + gaussians * (144 if gpus == 1 else 4 * 123 + 160)
+    return shard + gaussians * (156 if gpus == 1 else 4 * 123 + 172)
 
 
 def picture_bytes(sizes: list[Size], long_side: int) -> int:
