@@ -98,7 +98,6 @@ class GpuEngine:
         rows = min(3 * gaussians.sh.shape[1], len(self._values["sh"]))
         for name in ("means", "log_scales", "quats", "opacity_logits"):
             self._values[name][:n] = torch.from_numpy(getattr(gaussians, name)).to(self._on)
-        self._values["opacity_logits"][:n].clamp_(max=launches.LOGIT_MAX)
         self._values["sh"].zero_()
         self._values["sh"][:rows, :n] = torch.from_numpy(by_component(gaussians.sh)[:rows]).to(self._on)
         for moments in (*self._geometry, *self._colors):
@@ -109,6 +108,7 @@ class GpuEngine:
     def _bind(self, n: int) -> None:
         """Take the first ``n`` Gaussians into use."""
         self._count, values = n, self._values
+        values["opacity_logits"][:n].clamp_(max=launches.LOGIT_MAX)  # blending would divide by 0 above it
         self._model = Model(
             means=values["means"][:n],
             log_scales=values["log_scales"][:n],

@@ -135,7 +135,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
             r0 = records[3 * id], r1 = records[3 * id + 1], r2 = records[3 * id + 2];
             hit = least(r0, r1.x, b.left, b.top) <= r2.y + 1e-3f;
         }
-        unsigned bits = __ballot_sync(FULL, hit);  // a barrier too: all have read the batch before
+        unsigned bits = __ballot_sync(FULL, hit);
+        __syncwarp();  // all have read the batch before
         if (hit) put(batch, bits, b.lane, r0, r1, r2.x, id);
         if (b.lane == 0 && b.there) hits[b.hits + chunk * BLOCKS] = bits;
         __syncwarp();

@@ -14,6 +14,7 @@ from train.memory import OutOfDeviceMemory, Plan, Room
 GIB = 1 << 30
 T4, L4, H100 = (Room(int(0.96 * size) * GIB, size * GIB, host * GIB) for size, host in ((15, 14), (22, 14), (80, 200)))
 STANDARD = Plan(300_000, 1600)
+PAIR = 8 + 4 + 12 + 2  # of a tile and a Gaussian: key, id, the same in the sort, a bit for each of 16 blocks
 
 
 def test_the_formula_counts_the_arrays():
@@ -21,7 +22,7 @@ def test_the_formula_counts_the_arrays():
     parameters = 3 + 3 + 4 + 1 + 48
     buffers = 3 + 3 + 3 + 1 + 2 + 12 + 12 + 1  # directions, scales, conics, opacity, means2d, records, sums, depth
     gsplat = (2 + 2 + 1 + 3) + (3 + 4 + 3) + 3  # projection, its gradients, tile counts (one int, one long)
-    assert memory.model_bytes(1, 3) == 4 * (3 * parameters + buffers + gsplat) + 4 * 48 + 6 * 24
+    assert memory.model_bytes(1, 3) == 4 * (3 * parameters + buffers + gsplat) + 4 * 48 + 6 * PAIR
     assert memory.picture_bytes([(1000, 500), (10, 10)], 4000) == 500_000 * 3 * 4 * 5
     assert memory.photo_bytes([(1000, 500)], 1000) == 3 * (500_000 + 125_000 + 31_250)
     assert memory.photo_bytes([(1000, 500)] * 2, 500) == 2 * 3 * (125_000 + 31_250) + 2 * 3 * 125_000 // 16
@@ -32,8 +33,8 @@ def test_several_gpus_share_the_model_but_not_what_they_send():
     of_views = 12 + 12 + (2 + 2 + 1 + 3) + (2 + 1)  # records, sums; radii, means2d, depth, conics; two of them for all
     sent, got = (10 + 2 + 2 + 1) + 13, 13
     drawn = 12 + 12 + (2 + 2 + 1) + 9 + 9  # records, sums, projection, sums that go back and that come
-    whole = 4 * (of_views + sent + got + drawn) + 2 * 8 + 6 * 24
-    assert memory.model_bytes(4000, 3, 4) == memory.model_bytes(1000, 3) - 1000 * 6 * 24 + 4000 * whole
+    whole = 4 * (of_views + sent + got + drawn) + 2 * 8 + 6 * PAIR
+    assert memory.model_bytes(4000, 3, 4) == memory.model_bytes(1000, 3) - 1000 * 6 * PAIR + 4000 * whole
     assert memory.model_bytes(4001, 3, 4) > memory.model_bytes(4000, 3, 4)
     sizes = [(4000, 3000)] * 300
     wanted = Plan(5_000_000, 1600)
