@@ -15,6 +15,7 @@ from splat.metrics import WINDOW
 from train.engine import Rates
 
 TILE, WARPS, PIXELS = 32, 2, 2  # side of a tile, warps of a thread block, pixels of a lane (see raster.cu)
+BLOCKS = (TILE // 8) * (TILE // (4 * PIXELS))  # of pixels in a tile, one for each warp
 THREADS = 128  # columns of a block in loss.cu
 LOSS_BLOCKS = 600  # about as many as an H100 runs at a time
 STRIPS = 16, 64  # rows of a block: at least, for few rows that two blocks need, and at most
@@ -103,13 +104,13 @@ class Lists:
 
 def blocks_of_pixels(width: int, height: int) -> int:
     columns, rows = tiles(width, height)
-    return columns * rows * (TILE // 8) * (TILE // (4 * PIXELS))
+    return columns * rows * BLOCKS
 
 
 def hits(pairs: int, width: int, height: int) -> int:
     """How many words say which of a list's Gaussians touch which block of pixels, at most."""
     columns, rows = tiles(width, height)
-    return (pairs // 32 + columns * rows) * (TILE // 8) * (TILE // (4 * PIXELS))
+    return (pairs // 32 + columns * rows) * BLOCKS
 
 
 def blend(kernels: Any, lists: Lists, image: Any) -> None:
