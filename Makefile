@@ -57,10 +57,10 @@ test-torch: install-dev build/torch/.installed
 	PYTHONPATH=build/torch $(BIN)/python -m pytest -n $(WORKERS) tests/containers/test_train_gpus.py $(PYTEST_ARGS)
 
 local-images: install
-	PYTHONPATH=containers $(BIN)/python -m images.build
+	$(BIN)/python -m deploy.images.build
 
 engine:
-	PYTHONPATH=containers $(BIN)/python -m images.engine install
+	$(BIN)/python -m deploy.images.docker install
 
 build/images/sdk/.installed: tests/images/sdk-requirements.txt
 	$(PYTHON) -m venv build/images/sdk
@@ -71,11 +71,11 @@ images-test: install-dev engine build/images/sdk/.installed
 	$(BIN)/python -m pytest -m images tests/images $(PYTEST_ARGS)
 
 gpu-image: install-dev engine build/images/sdk/.installed
-	PYTHONPATH=containers $(BIN)/python -m images.build --engine gpu --tag gpu train
+	$(BIN)/python -m deploy.images.build --engine gpu --tag gpu train
 	$(BIN)/python -m pytest -m images tests/images/test_gpu_image.py $(PYTEST_ARGS)
 
 vulnerabilities: install
-	PYTHONPATH=containers $(BIN)/python -m images.vulnerabilities
+	$(BIN)/python -m deploy.images.vulnerabilities
 
 lint: install-dev
 	$(BIN)/ruff check .

@@ -24,14 +24,14 @@ deploy: account
 
 # Whether there is an account at all, before anything is built.
 account: build/deploy/sam/bin/sam
-	@$(AWS_PYTHON) deploy/account.py
+	@$(AWS_PYTHON) -m deploy.account
 
 stack: $(SAM) account
 	$(SAM) build --config-env $(ENV)
 	$(SAM) deploy --config-env $(ENV) --no-confirm-changeset
 
 images images-cloud: account
-	$(AWS_PYTHON) deploy/images.py $(if $(filter images,$@),push,cloud) $(IMAGE_OPTIONS)
+	$(AWS_PYTHON) -m deploy.push_images $(if $(filter images,$@),push,cloud) $(IMAGE_OPTIONS)
 
 delete: $(SAM) account
 	$(SAM) delete --config-env $(ENV)

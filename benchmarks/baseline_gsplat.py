@@ -1,6 +1,6 @@
 """What gsplat's own example trainer reaches on our photos and poses, to compare training_gpu.py with.
 
-    python benchmarks/baseline_gsplat.py --gsplat FOLDER --sfm SFM_FOLDER --long-side 1200 [--steps 30000]
+    python -m benchmarks baseline_gsplat --gsplat FOLDER --sfm SFM_FOLDER --long-side 1200 [--steps 30000]
 
 FOLDER is a checkout of gsplat v1.5.3 (its examples are not in the wheel); its `default` recipe of 30,000 steps runs
 unchanged in a process of its own, see gsplat_runner.py for what stands around it and which packages it needs. It is
@@ -23,12 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
+from benchmarks.recording import commit, write_result
+from splat.cameras import PINHOLE, Scene, View, read_scene
+from splat.images import load_photo
 
-from benchmarks.recording import commit, write_result  # noqa: E402
-from splat.cameras import PINHOLE, Scene, View, read_scene  # noqa: E402
-from splat.images import load_photo  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 STEPS = 30_000
 OUT = ROOT / "build" / "gpu-job"
@@ -52,7 +51,7 @@ def main() -> None:
 def run(name: str, gsplat: Path, work: Path, long_side: int, steps: int, out: Path) -> None:
     """Train in another process; its output goes to ``work``/log.txt. Raises SystemExit when it fails."""
     report, log = work / "report.json", work / "log.txt"
-    words = [sys.executable, str(Path(__file__).with_name("gsplat_runner.py")), "--gsplat", str(gsplat)]
+    words = [sys.executable, "-m", "benchmarks", "gsplat_runner", "--gsplat", str(gsplat)]
     words += ["--data", str(work / "data"), "--out", str(work / "result"), "--report", str(report)]
     with log.open("w") as file:
         status = subprocess.run([*words, "--steps", str(steps)], stdout=file, stderr=subprocess.STDOUT, check=False)
@@ -65,7 +64,7 @@ def run(name: str, gsplat: Path, work: Path, long_side: int, steps: int, out: Pa
     write_result(
         f"baseline-{name}",
         figures,
-        f"python benchmarks/baseline_gsplat.py {shown}",
+        f"python -m benchmarks baseline_gsplat {shown}",
         folder=out,
         machine=result["device"],
         details={"commit": commit(), "steps": result["steps"], "stand_ins": result["stand_ins"]},

@@ -1,6 +1,6 @@
 """Our .sog files against splat-transform's: bytes, likeness and CPU time on given trained scenes.
 
-    python benchmarks/compression.py NAME=SCENE_PLY[:SFM_FOLDER] ...
+    python -m benchmarks compression NAME=SCENE_PLY[:SFM_FOLDER] ...
 
 Likeness is PSNR against renders of the uncompressed scene, and with an SfM folder also against its held-out photos. CPU
 time is user + system of the whole program, from PLY to .sog, once each. Results: benchmarks/results/compression.json.
@@ -20,16 +20,15 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
+from benchmarks.recording import RESULTS, write_result
+from compress.codebook import palette_size
+from compress.evaluate import draw, heldout_views, limited_psnr, spread
+from compress.sog_decode import decode_sog
+from splat.cameras import Scene, View, read_scene
+from splat.images import load_photo
+from splat.model import Gaussians, read_ply
 
-from benchmarks.recording import RESULTS, write_result  # noqa: E402
-from compress.codebook import palette_size  # noqa: E402
-from compress.evaluate import draw, heldout_views, limited_psnr, spread  # noqa: E402
-from compress.sog_decode import decode_sog  # noqa: E402
-from splat.cameras import Scene, View, read_scene  # noqa: E402
-from splat.images import load_photo  # noqa: E402
-from splat.model import Gaussians, read_ply  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 PEER = ROOT / "tests/e2e/tools/node_modules/@playcanvas/splat-transform"
 OURS = """
@@ -241,7 +240,7 @@ def main() -> None:
     write_result(
         "compression",
         figures,
-        f"python benchmarks/compression.py {names}",
+        f"python -m benchmarks compression {names}",
         folder=options.out,
         **{"splat-transform": peer_version},
     )

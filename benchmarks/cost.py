@@ -1,29 +1,28 @@
-"""What a scene costs, for docs/cost.md: python benchmarks/cost.py (prints parts of that page; --write puts them in).
+"""What a scene costs, for docs/cost.md: python -m benchmarks cost (prints parts of that page; --write puts them in).
 
-Two figures: what the service counts with before it pays (functions/prices.py, rounded up on purpose), and what is to be
-expected by the measurements in benchmarks/results. Nothing was measured on AWS; each input says where it comes from.
+Two figures: what the service counts with before it pays (functions/stages/prices.py, rounded up on purpose), and what
+is to be expected by the measurements in benchmarks/results. Nothing was measured on AWS; each input says where it comes
+from.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "functions"), str(ROOT / "containers")]
+from base.settings import STAGES, Settings
+from benchmarks.gpus import newest
+from benchmarks.marks import filled
+from benchmarks.preset_times import milliseconds
+from spaceport.stack.template import load_stack
+from stages import prices
+from train.presets import GPU
+from uploads.options import JobOptions
 
-import prices  # noqa: E402
-from benchmarks.gpus import newest  # noqa: E402
-from benchmarks.marks import filled  # noqa: E402
-from benchmarks.preset_times import milliseconds  # noqa: E402
-from options import JobOptions  # noqa: E402
-from settings import STAGES, Settings  # noqa: E402
-from spaceport.template import load_stack  # noqa: E402
-from train.presets import GPU  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 PAGE = ROOT / "docs" / "cost.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -120,7 +119,7 @@ def inputs() -> list[Input]:
             "computed",
             f"sfm.json ({sfm['date']}): processor seconds of up to {most} photos, scaled to 8 vCPU, extrapolated"
             if sfm
-            else "`python benchmarks/sfm.py`",
+            else "`python -m benchmarks sfm`",
         ),
         Input(
             f"an iteration of training on an {gpu}",
@@ -173,7 +172,7 @@ def expected_table(settings: Settings) -> str:
     for photos in PHOTOS:
         seconds = expected_seconds(photos)
         if seconds is None:
-            return "Not measured: benchmarks/results/sfm.json is missing (`python benchmarks/sfm.py`)."
+            return "Not measured: benchmarks/results/sfm.json is missing (`python -m benchmarks sfm`)."
         costs = usd(settings, seconds)
         lines.append(f"| {photos:,} | {priced(costs)} |")
         margin = room(settings, photos, costs, seconds["sfm"])

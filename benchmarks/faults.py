@@ -12,15 +12,11 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the simulator is part of the tests
-
-from benchmarks.recording import write_result  # noqa: E402
-from tests.state_machine.simulator import planted, schedules, table  # noqa: E402
-from tests.state_machine.simulator.catalog import CATALOG  # noqa: E402
-from tests.state_machine.simulator.code import deployed  # noqa: E402
+from benchmarks.recording import write_result
+from tests.state_machine.simulator import planted, schedules, table
+from tests.state_machine.simulator.catalog import CATALOG
+from tests.state_machine.simulator.code import deployed
 
 CHUNK = 250
 

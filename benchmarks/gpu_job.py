@@ -1,13 +1,13 @@
 """Everything that is still to be measured on a GPU, in one go: the steps in order of worth, each with a time limit.
 
-    python benchmarks/gpu_job.py plush=SFM_FOLDER caliterra=SFM_FOLDER --gsplat FOLDER [--csrc FILE] \\
+    python -m benchmarks gpu_job plush=SFM_FOLDER caliterra=SFM_FOLDER --gsplat FOLDER [--csrc FILE] \\
         [--out FOLDER] [--seconds 570] [--only STEP …] [--list]
 
 A step that fails or runs too long is reported, and the next one tried; a step that succeeded is not run again with the
 same --out, nor are rows that are there, so a job that was cut off is simply started again. With --seconds nothing runs
 longer than that, and nothing is started that would be lost then. Steps of a scene that was not named are left out.
 Under OUT: ``job.json`` (what became of each step), the results, ``logs/``, and the models. ``results.tar.gz``, renewed
-after each step, has all of it that is needed elsewhere: unpacked, ``python benchmarks/training_gpu.py --adopt FOLDER``
+after each step, has all of it that is needed elsewhere: unpacked, ``python -m benchmarks training_gpu --adopt FOLDER``
 takes it into benchmarks/results.
 
 **What must be there.** No network is used. Python 3.12 with torch (CUDA 12 or 13), numpy, numba, pillow, scipy,
@@ -43,11 +43,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
+from benchmarks.baseline_gsplat import OUT
+from benchmarks.recording import write_json
 
-from benchmarks.baseline_gsplat import OUT  # noqa: E402
-from benchmarks.recording import write_json  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 GOAL_ROWS = {
     "plush": ("plush", "plush compensated", "plush 100k", "plush 80k"),
@@ -78,18 +77,19 @@ class Step:
 def steps(folders: dict[str, Path], arguments: argparse.Namespace) -> list[Step]:
     """All steps for these scenes, the most valuable first."""
     python, out = sys.executable, str(arguments.out)
+    benchmark = (python, "-m", "benchmarks")
     scenes = tuple(f"{name}={folder}" for name, folder in folders.items())
-    ours = (python, str(ROOT / "benchmarks/training_gpu.py"), *scenes, "--out", out, "--resume")
+    ours = (*benchmark, "training_gpu", *scenes, "--out", out, "--resume")
     build = (python, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation")
     fused_ssim = (*build, "--target", str(site(arguments.out)), str(arguments.fused_ssim))
 
     def baseline(scene: str) -> tuple[str, ...]:
         words = ("--gsplat", str(arguments.gsplat), "--sfm", str(folders.get(scene, "")), "--name", scene, "--out", out)
-        return python, str(ROOT / "benchmarks/baseline_gsplat.py"), *words, "--long-side", str(SIDES[scene])
+        return *benchmark, "baseline_gsplat", *words, "--long-side", str(SIDES[scene])
 
     found = [
-        Step("environment", (python, __file__, "--environment"), 40, 300),
-        Step("tests", (python, __file__, "--tests"), 50, 240),
+        Step("environment", (*benchmark, "gpu_job", "--environment"), 40, 300),
+        Step("tests", (*benchmark, "gpu_job", "--tests"), 50, 240),
         Step("ours-plush", (*ours, "--only", *GOAL_ROWS["plush"]), 110, 300, "plush", in_rows=True),
         Step("speed", (*ours, "--only", "speed"), 30, 120, "plush"),
         Step("baseline-plush", baseline("plush"), 270, 560, "plush", needs_gsplat=True),
@@ -97,7 +97,6 @@ def steps(folders: dict[str, Path], arguments: argparse.Namespace) -> list[Step]
         Step("baseline-caliterra", baseline("caliterra"), 450, 900, "caliterra", needs_gsplat=True),
         Step("sizes", (*ours, "--only", "sizes"), 60, 240),
         Step("presets", (*ours, "--only", "draft", "standard", "high"), 180, 400, "plush", in_rows=True),
-        Step("extension", (python, str(ROOT / "benchmarks/gsplat_aot.py")), 15, 90),
         Step("ablation", (*ours, "--ablation"), 520, 1200, in_rows=True),
     ]
     if arguments.fused_ssim:
@@ -245,8 +244,9 @@ def check_environment() -> None:
     import gsplat
     from gsplat.cuda import _backend
 
-    from train import device, stage
+    from train import stage
     from train.engine import gpu_available
+    from train.gpu import device
 
     print(torch.cuda.get_device_name(0), torch.__version__, torch.version.cuda, gsplat.__version__)
     print("extension:", getattr(_backend._C, "__file__", "missing"))

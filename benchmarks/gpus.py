@@ -37,5 +37,5 @@ def newest() -> tuple[str, dict[str, Any]]:
     found = [(model, read_result(f"training-{model.lower()}", RESULTS)) for model in GPUS]
     found = [(model, result) for model, result in found if result]
     if not found:
-        raise SystemExit("error: no GPU was measured yet: python benchmarks/training_gpu.py")
+        raise SystemExit("error: no GPU was measured yet: python -m benchmarks training_gpu")
     return max(found, key=lambda pair: str(pair[1]["date"]))

@@ -40,14 +40,11 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
-
-from benchmarks.recording import write_json  # noqa: E402
-from splat.cameras import View, read_scene  # noqa: E402
-from splat.images import load_photo  # noqa: E402
-from train.engine import Photo  # noqa: E402
-from train.evaluate import score  # noqa: E402
+from benchmarks.recording import write_json
+from splat.cameras import View, read_scene
+from splat.images import load_photo
+from train.engine import Photo
+from train.evaluate import score
 
 # SHA-256 of the files of v1.5.3 that do the work, below examples/.
 UNCHANGED = {

@@ -1,6 +1,6 @@
 """Where the time of one CPU training iteration goes, and how many there are in a second.
 
-    python benchmarks/iteration_cpu.py SFM_FOLDER [--containers FOLDER] [--only 20k-400 …]
+    python -m benchmarks iteration_cpu SFM_FOLDER [--containers FOLDER] [--only 20k-400 …]
 
 The models are trained on the scene first, up to their number of Gaussians (build/iteration-cpu; a few minutes, once);
 every row then takes steps from the same model. Per row: median wall milliseconds of a step, mean processor
@@ -65,7 +65,7 @@ def main() -> None:
     measured |= {row_name(*row): measure(arguments.sfm, versions, *row) for row in rows}
     sys.path[:0] = [str(ROOT / "containers")]
     from splat.threads import available_cores
-    from train.engine_cpu import cpu_model
+    from train.cpu.engine import cpu_model
 
     report = {
         "name": "iteration-cpu",
@@ -74,7 +74,7 @@ def main() -> None:
         "threads": available_cores(),
         "load_average": round(os.getloadavg()[0], 1),  # well above the threads: trust processor time, not wall time
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("numba", "llvmlite", "numpy")}},
-        "command": "python benchmarks/iteration_cpu.py SFM_FOLDER",
+        "command": "python -m benchmarks iteration_cpu SFM_FOLDER",
         "figures": figures(measured),
         "rows": measured,
     }
@@ -99,7 +99,7 @@ def figures(measured: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def run_here(sfm: Path, *arguments: str) -> None:
-    subprocess.run([sys.executable, __file__, str(sfm), *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "benchmarks", "iteration_cpu", str(sfm), *arguments], check=True)
 
 
 def measure(sfm: Path, versions: dict[str, Path], count: int, side: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Photos to page on this machine: `python benchmarks/local_run.py demo`, or `plush-draft PHOTOS`.
+"""Photos to page on this machine: `python -m benchmarks local_run demo`, or `plush-draft PHOTOS`.
 
 Prints and writes the wall time of a whole `spaceport run`, its split by stage, and the quality of the result. Nothing
 else should run beside it. The kernels are compiled before, as `make install` does.
@@ -9,11 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.recording import write_result
 from spaceport import local_run
@@ -63,7 +60,7 @@ def main() -> None:
             render_sample(photos)
         figures = measure(photos, options.preset)
     shown = "" if options.photos is None else f" PHOTOS --preset {options.preset}"
-    write_result(options.name, figures, f"python benchmarks/local_run.py {options.name}{shown}")
+    write_result(options.name, figures, f"python -m benchmarks local_run {options.name}{shown}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How long the GPU presets take on devices that nobody had at hand: computed, not measured.
 
-    python benchmarks/preset_times.py
+    python -m benchmarks preset_times
 
 From the kernel times of the newest GPU result (benchmarks/gpus.py; N0 Gaussians, P0 pixels): blending is limited by
 arithmetic and grows with the pixels, everything else by memory and grows with the Gaussians.
@@ -16,25 +16,20 @@ Results: benchmarks/results/preset-times.json.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
-
-from benchmarks.gpus import GPUS, newest  # noqa: E402
-from benchmarks.recording import write_result  # noqa: E402
-from train import presets  # noqa: E402
-from train.presets import Preset  # noqa: E402
-from train.schedule import Schedule  # noqa: E402
+from benchmarks.gpus import GPUS, newest
+from benchmarks.recording import write_result
+from train import presets
+from train.presets import Preset
+from train.schedule import Schedule
 
 ASPECT = 3 / 4
 
 
 def main() -> None:
     figures = times(*newest())
-    write_result("preset-times", figures, "python benchmarks/preset_times.py")
+    write_result("preset-times", figures, "python -m benchmarks preset_times")
 
 
 def times(own: str, result: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Speed and exactness of the CPU rasterizer.
 
-    python benchmarks/rasterizer_cpu.py
+    python -m benchmarks rasterizer_cpu
 
 Speed: processor time (all threads together) of one forward and backward pass of 20,000 Gaussians with SH degree 3 at
 400x300, median of 15. Exactness: the largest error of image and gradients against the float64 reference of the tests,
@@ -9,22 +9,16 @@ over SH degrees 0 to 3 and two backgrounds. Results: benchmarks/results/rasteriz
 
 from __future__ import annotations
 
-import sys
 import time
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
+from test_splat_raster import check, make_gaussians, make_view  # type: ignore[import-not-found]
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "containers"), str(ROOT / "tests/containers")]
-
-from test_splat_raster import check, make_gaussians, make_view  # type: ignore[import-not-found]  # noqa: E402
-
-from benchmarks.recording import write_result  # noqa: E402
-from splat.cameras import View  # noqa: E402
-from splat.model import Gaussians  # noqa: E402
-from splat.raster import Rasterizer, pack, zero_rows  # noqa: E402
+from benchmarks.recording import write_result
+from splat.cameras import View
+from splat.model import Gaussians
+from splat.raster import Rasterizer, pack, zero_rows
 
 REPEATS = 15
 
@@ -36,7 +30,7 @@ def main() -> None:
         "grad_rel_error_max": float(f"{gradient_error:.3g}"),
         "image_abs_error_max": float(f"{image_error:.3g}"),
     }
-    write_result("rasterizer-cpu", figures, "python benchmarks/rasterizer_cpu.py", llvmlite=version("llvmlite"))
+    write_result("rasterizer-cpu", figures, "python -m benchmarks rasterizer_cpu", llvmlite=version("llvmlite"))
 
 
 def cpu_ms(count: int, width: int, height: int) -> float:

@@ -1,4 +1,4 @@
-"""What finding the cameras costs: `python benchmarks/sfm.py [NAME=FOLDER ...] [--rendered 50 100 200]`.
+"""What finding the cameras costs: `python -m benchmarks sfm [NAME=FOLDER ...] [--rendered 50 100 200]`.
 
 Runs the SfM stage as a program on folders of photos and on rendered sample photos with known cameras, and prints and
 writes wall and processor seconds by phase, photos registered, pairs compared, and errors against the true cameras.
@@ -23,12 +23,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "containers")]
+from benchmarks.recording import RESULTS, write_result
+from sfm.photos import prepare_photos
+from spaceport.sample import TRUTH_FILE, render_sample
 
-from benchmarks.recording import RESULTS, write_result  # noqa: E402
-from sfm.photos import prepare_photos  # noqa: E402
-from spaceport.sample import TRUTH_FILE, render_sample  # noqa: E402
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "spaceport" / "benchmark"
 PHASES = ("photos", "features", "pairs", "matching", "mapping", "undistorting")
@@ -229,7 +228,7 @@ def add_set(run: dict[str, Any], decoding: dict[str, float] | None) -> None:
     if decoding:
         figures["camera_sized_photos"] = decoding
     figures["estimate"] = estimate(figures)
-    write_result("sfm", figures, "python benchmarks/sfm.py plush=PHOTOS caliterra=PHOTOS --rendered 50 100 200")
+    write_result("sfm", figures, "python -m benchmarks sfm plush=PHOTOS caliterra=PHOTOS --rendered 50 100 200")
 
 
 if __name__ == "__main__":

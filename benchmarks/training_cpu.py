@@ -1,7 +1,7 @@
 """Held-out quality of CPU training after a given time, its speed, and what each trick is worth.
 
-    python benchmarks/training_cpu.py SFM_FOLDER [--only 400x30 400x60 …] [--seeds 1 2 3]
-    python benchmarks/training_cpu.py SFM_FOLDER SFM_FOLDER … --ablation [--draft] [--only plain …]
+    python -m benchmarks training_cpu SFM_FOLDER [--only 400x30 400x60 …] [--seeds 1 2 3]
+    python -m benchmarks training_cpu SFM_FOLDER SFM_FOLDER … --ablation [--draft] [--only plain …]
 
 The first form: each row is a training of its own, whose schedule is made for its budget; the budget is the time of the
 training loop (loading and the final evaluation come on top). Held out: every 8th photo by name, which nothing but the
@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,20 +29,17 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
-
-from benchmarks.recording import read_result, write_result  # noqa: E402
-from benchmarks.trainings import ON_CPU, ablate, figures_of, full_steps, train  # noqa: E402
-from splat.cameras import Scene, read_scene  # noqa: E402
-from splat.threads import available_cores  # noqa: E402
-from train import presets  # noqa: E402
-from train.dataset import Dataset, load_dataset  # noqa: E402
-from train.evaluate import score  # noqa: E402
-from train.exposure import measure  # noqa: E402
-from train.presets import Preset  # noqa: E402
-from train.stopping import CLOCK_VARIABLE, Clock  # noqa: E402
-from train.trainer import Trainer  # noqa: E402
+from benchmarks.recording import read_result, write_result
+from benchmarks.trainings import ON_CPU, ablate, figures_of, full_steps, train
+from splat.cameras import Scene, read_scene
+from splat.threads import available_cores
+from train import presets
+from train.dataset import Dataset, load_dataset
+from train.evaluate import score
+from train.exposure import measure
+from train.presets import Preset
+from train.stopping import CLOCK_VARIABLE, Clock
+from train.trainer import Trainer
 
 SPEED_STEPS = 60
 
@@ -107,7 +103,7 @@ def quality(sfm: Path, names: list[str], seeds: list[int]) -> None:
         figures |= named(f"plush{side}_compensated", f"{seconds}s", found)
         figures["plush_exposure_spread"] = round(spread, 4)
         print(name, json.dumps(figures), flush=True)
-        write_result("training-cpu", figures, "python benchmarks/training_cpu.py SFM_FOLDER", clock=clock_name())
+        write_result("training-cpu", figures, "python -m benchmarks training_cpu SFM_FOLDER", clock=clock_name())
 
 
 def trainings(
@@ -138,7 +134,7 @@ def ablation(folders: list[Path], names: list[str], at_draft: bool) -> None:
         for scene_name, scene in scenes.items():
             table.setdefault(scene_name, {})[name] = ablate(scene, photos[scene_name], name, preset, gpu=False)
             print(scene_name, name, json.dumps(table[scene_name][name]), flush=True)
-            write_result(result, table, f"python benchmarks/training_cpu.py SFM_FOLDER SFM_FOLDER --ablation{flag}")
+            write_result(result, table, f"python -m benchmarks training_cpu SFM_FOLDER SFM_FOLDER --ablation{flag}")
 
 
 def steps_per_second(trainer: Trainer) -> float:

@@ -1,4 +1,4 @@
-"""The bytes that a step of GPU training must move, and the time they take: python benchmarks/training_floor.py
+"""The bytes that a step of GPU training must move, and the time they take: python -m benchmarks training_floor
 
 Prints the tables of docs/gpu-training.md (--write puts them in). Everything here is computed: floats that each kernel
 reads and writes once, at the bandwidth of the data sheets; nothing was measured. "Before" are the kernels that
@@ -8,17 +8,15 @@ benchmarks/results/training-h100.json was measured with, "now" those of training
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
+from benchmarks.gpus import GPUS
+from benchmarks.marks import filled
+from train import memory
+from train.memory import Plan, Room
 
-from benchmarks.gpus import GPUS  # noqa: E402
-from benchmarks.marks import filled  # noqa: E402
-from train import memory  # noqa: E402
-from train.memory import Plan, Room  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 PAGE = ROOT / "docs" / "gpu-training.md"
 BANDWIDTH = {name: GPUS[name].bandwidth for name in ("H200", "H100", "T4", "L4")}

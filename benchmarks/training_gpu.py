@@ -1,8 +1,8 @@
 """Quality, time and size of GPU training, against gsplat's own trainer, and what each trick is worth there.
 
-    python benchmarks/training_gpu.py plush=SFM_FOLDER caliterra=SFM_FOLDER [--only ROW …] [--resume] [--out FOLDER]
-    python benchmarks/training_gpu.py plush=SFM_FOLDER caliterra=SFM_FOLDER --ablation [--only ROW …] [--resume] …
-    python benchmarks/training_gpu.py --adopt FOLDER …
+    python -m benchmarks training_gpu plush=SFM_FOLDER caliterra=SFM_FOLDER [--only ROW …] [--resume] [--out FOLDER]
+    python -m benchmarks training_gpu plush=SFM_FOLDER caliterra=SFM_FOLDER --ablation [--only ROW …] [--resume] …
+    python -m benchmarks training_gpu --adopt FOLDER …
 
 **Rows** (the first form; each is kept as soon as it is there, and --only replaces single ones):
 
@@ -36,25 +36,22 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
-
-from benchmarks import gpus  # noqa: E402
-from benchmarks.baseline_gsplat import OUT  # noqa: E402
-from benchmarks.recording import RESULTS, commit, read_result, write_json, write_result  # noqa: E402
-from benchmarks.training_floor import against_floor, floor_us  # noqa: E402
-from benchmarks.training_report import ablation_table, baselines, parts_table, report, rows_table, wanted_table  # noqa: E402
-from benchmarks.trainings import ON_GPU, SEED, ablate, figures_of, full_steps, train  # noqa: E402
-from job import Job, JobKind  # noqa: E402
-from splat.cameras import Scene, read_scene  # noqa: E402
-from splat.model import read_ply, write_ply  # noqa: E402
-from train import presets  # noqa: E402
-from train.dataset import Dataset, load_dataset  # noqa: E402
-from train.engine import Engine, gpu_available  # noqa: E402
-from train.evaluate import mean_psnr, score  # noqa: E402
-from train.exposure import UNIT, measure  # noqa: E402
-from train.presets import Preset  # noqa: E402
-from train.trainer import Trainer  # noqa: E402
+from benchmarks import gpus
+from benchmarks.baseline_gsplat import OUT
+from benchmarks.recording import RESULTS, commit, read_result, write_json, write_result
+from benchmarks.training_floor import against_floor, floor_us
+from benchmarks.training_report import ablation_table, baselines, parts_table, report, rows_table, wanted_table
+from benchmarks.trainings import ON_GPU, SEED, ablate, figures_of, full_steps, train
+from job import Job, JobKind
+from splat.cameras import Scene, read_scene
+from splat.model import read_ply, write_ply
+from train import presets
+from train.dataset import Dataset, load_dataset
+from train.engine import Engine, gpu_available
+from train.evaluate import mean_psnr, score
+from train.exposure import UNIT, measure
+from train.presets import Preset
+from train.trainer import Trainer
 
 NAME, ABLATION = "training-gpu", "-ablation"  # of the files in OUT; in benchmarks/results by the GPU
 SEEDS = (1, 2, 3)
@@ -174,7 +171,7 @@ class Bench:
 
     def keep(self, name: str, figures: dict[str, Any], details: dict[str, Any], option: str) -> None:
         scenes = " ".join(f"{scene}=SFM_FOLDER" for scene in self.scenes)
-        command = f"python benchmarks/training_gpu.py {scenes}{option}"
+        command = f"python -m benchmarks training_gpu {scenes}{option}"
         write_result(name, figures, command, folder=self.out, machine=self.device, details=details, **self.versions)
 
     def stamped(self, row: dict[str, Any]) -> dict[str, Any]:

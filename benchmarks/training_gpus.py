@@ -1,6 +1,6 @@
 """Time of a step on 1 to N GPUs of one machine, on the same photos and Gaussians.
 
-    python benchmarks/training_gpus.py SFM_FOLDER [--gpus N] [--gaussians 300000] [--long-side 1600]
+    python -m benchmarks training_gpus SFM_FOLDER [--gpus N] [--gaussians 300000] [--long-side 1600]
 
 The model begins with the sparse points and grows to so many Gaussians at once. A step has one photo a GPU, at full
 resolution: what several GPUs save is time by photo. Prints a JSON line for each number of GPUs.
@@ -18,16 +18,14 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "containers")]
-
-from benchmarks.recording import RESULTS, write_result  # noqa: E402
-from splat.cameras import read_scene  # noqa: E402
-from splat.model import Gaussians  # noqa: E402
-from train import device, presets  # noqa: E402
-from train.dataset import initial_gaussians, load_dataset, scene_extent  # noqa: E402
-from train.engine import Engine, gpu_available, open_engine  # noqa: E402
-from train.relocation import refine  # noqa: E402
+from benchmarks.recording import RESULTS, write_result
+from splat.cameras import read_scene
+from splat.model import Gaussians
+from train import presets
+from train.dataset import initial_gaussians, load_dataset, scene_extent
+from train.engine import Engine, gpu_available, open_engine
+from train.gpu import device
+from train.relocation import refine
 
 SEED, SH_DEGREE, PROGRESS = 1, 3, 0.5
 WARM_STEPS, STEPS = 40, 400
@@ -55,7 +53,7 @@ def main() -> None:
         versions = {name: version for name, version in engine.versions().items() if name in ("torch", "cuda", "gsplat")}
         del engine
     size = f"--gaussians {arguments.gaussians} --long-side {arguments.long_side}"
-    command = f"python benchmarks/training_gpus.py SFM_FOLDER {size}"
+    command = f"python -m benchmarks training_gpus SFM_FOLDER {size}"
     figures = {f"ms_per_photo_{run['gpus']}_gpus": run["ms_per_photo"] for run in runs}
     figures["times_faster"] = round(runs[0]["ms_per_photo"] / runs[-1]["ms_per_photo"], 2)
     machine, details = runs[-1]["device"], {"runs": runs}

@@ -1,4 +1,4 @@
-"""Say which account and region will be deployed to, before anything is built: python deploy/account.py.
+"""Say which account and region will be deployed to, before anything is built: python -m deploy.account.
 
 Ends with 1 and says what is missing where there are no credentials, no region, or credentials that AWS refuses.
 """

@@ -1,7 +1,7 @@
 """Write the time limits of the state machine, which follow from template.yaml.
 
-    python deploy/limits.py            write them into statemachine/pipeline.asl.json
-    python deploy/limits.py --check    say which are out of date; exit status 1 if any is
+    python -m deploy.limits            write them into statemachine/pipeline.asl.json
+    python -m deploy.limits --check    say which are out of date; exit status 1 if any is
 
 CloudFormation cannot add, and a placeholder for a number makes the definition invalid JSON, so the sums stand in the
 file (docs/decisions/0002). The largest values that the parameters allow count: the limits hold for every deployment.

@@ -14,17 +14,14 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.data_classes import EventBridgeEvent
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-import aws
-import jobs
-import layout
-import prices
-import sagemaker_jobs
-import sweeps
-from failures import TRANSIENT
-from settings import Stage, settings
-from telemetry import count_by, logger, metrics, tracer
-from tokens import is_awaited, tell
-from verdicts import Verdict, judge
+from base import aws, layout, sweeps
+from base.failures import TRANSIENT
+from base.settings import Stage, settings
+from base.telemetry import count_by, logger, metrics, tracer
+from stages import prices, sagemaker_jobs
+from stages.tokens import is_awaited, tell
+from stages.verdicts import Verdict, judge
+from table import jobs
 
 EVENT_GRACE_S = 120  # a job that ended longer ago than this and is still open has lost its event
 CREATION_S = 600  # a task older than this whose job does not exist will never have one

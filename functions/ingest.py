@@ -10,12 +10,11 @@ from aws_lambda_powertools.utilities.data_classes import S3EventBridgeNotificati
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 
-import aws
-import jobs
-import layout
-import mails
-from settings import settings
-from telemetry import logger, metrics, tracer
+from base import aws, layout
+from base.settings import settings
+from base.telemetry import logger, metrics, tracer
+from notifications import mails
+from table import jobs
 
 
 @logger.inject_lambda_context

@@ -11,17 +11,13 @@ from aws_lambda_powertools.utilities.data_classes import EventBridgeEvent
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import BotoCoreError, ClientError
 
-import aws
-import failures
-import jobs
-import mails
-import prices
-import results
-import sagemaker_jobs
-import sweeps
-from failures import Failure
-from service_errors import retried
-from telemetry import count_by, logger, metrics, tracer
+from base import aws, failures, sweeps
+from base.failures import Failure
+from base.service_errors import retried
+from base.telemetry import count_by, logger, metrics, tracer
+from notifications import mails, results
+from stages import prices, sagemaker_jobs
+from table import jobs
 
 EVENT_SOURCE = "spaceport"  # the role may put events of this source alone
 START_LIMIT_S = 3600  # a job whose execution has not started by then never will

@@ -8,14 +8,13 @@ from typing import Any
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 
-import aws
-import jobs
-import layout
-from failures import JobFailure, failure
-from options import parse_options
-from service_errors import retried
-from settings import settings
-from telemetry import logger, tracer
+from base import aws, layout
+from base.failures import JobFailure, failure
+from base.service_errors import retried
+from base.settings import settings
+from base.telemetry import logger, tracer
+from table import jobs
+from uploads.options import parse_options
 
 UPLOAD_LIMIT_S = 24 * 3600
 # A wait is at least this share of the time since the first object: so a day of uploading takes hundreds of rounds,

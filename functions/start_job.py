@@ -7,15 +7,14 @@ from typing import Any
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-import aws
-import jobs
-import layout
-import sagemaker_jobs
-from failures import JobFailure, failure
-from service_errors import retried
-from settings import Stage, settings
-from telemetry import logger, metrics, tracer
-from tokens import is_awaited
+from base import aws, layout
+from base.failures import JobFailure, failure
+from base.service_errors import retried
+from base.settings import Stage, settings
+from base.telemetry import logger, metrics, tracer
+from stages import sagemaker_jobs
+from stages.tokens import is_awaited
+from table import jobs
 
 ATTEMPT_LIMIT = 100  # two digits fit into the job's name
 

@@ -9,18 +9,16 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 
-import archives
-import aws
-import jobs
-import layout
-import photos
-import prices
-from failures import JobFailure, failure
-from options import JobOptions, find_email, parse_options
-from results import list_keys
-from service_errors import retried
-from settings import STAGES, settings
-from telemetry import logger, metrics, tracer
+from base import aws, layout
+from base.failures import JobFailure, failure
+from base.service_errors import retried
+from base.settings import STAGES, settings
+from base.telemetry import logger, metrics, tracer
+from notifications.results import list_keys
+from stages import prices
+from table import jobs
+from uploads import archives, photos
+from uploads.options import JobOptions, find_email, parse_options
 
 
 @logger.inject_lambda_context

@@ -147,7 +147,7 @@ def runner_options(jobs: Jobs) -> dict[str, Any]:
     """What `local_run` needs to run jobs in containers; exits when there is no engine or an image is missing."""
     if jobs is Jobs.process:
         return {}
-    from spaceport.docker_runner import DockerError, DockerRunner
+    from spaceport.jobs.docker import DockerError, DockerRunner
 
     try:
         runner = DockerRunner()

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spaceport.clock import RealClock
-from spaceport.durable import sync_file, sync_folder, write_json
-from spaceport.engine import TEMPLATE, Engine
-from spaceport.journal import JournalError
-from spaceport.storage import StorageError
-from spaceport.template import load_stack
+from spaceport.asl.journal import JournalError
+from spaceport.aws.storage import StorageError
+from spaceport.base.clock import RealClock
+from spaceport.base.durable import sync_file, sync_folder, write_json
+from spaceport.local_cloud import TEMPLATE, Engine
+from spaceport.stack.template import load_stack
 
 Listener = Callable[[dict[str, Any]], None]
 

@@ -4,7 +4,7 @@ Numba compiles for the very processor it runs on, so that what one machine compi
 are compiled for the instruction set level of the processor instead: on the machine measured (Zen 4) they are not slower
 than with everything it has, and those of an image serve every machine it is started on:
 
-    python -m splat.processor train.engine_cpu     compiles the kernels of a module into $SPACEPORT_KERNELS
+    python -m splat.processor train.cpu.engine     compiles the kernels of a module into $SPACEPORT_KERNELS
 """
 
 from __future__ import annotations

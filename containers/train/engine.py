@@ -116,7 +116,7 @@ class Engine(Protocol):
 
 def gpu_available() -> bool:
     """Whether there is a GPU that works. Does not import torch where gsplat is not installed."""
-    from train import device
+    from train.gpu import device
 
     return not device.fault(device.look())[0]
 
@@ -132,13 +132,13 @@ def open_engine(
 ) -> Engine:
     """That of one or more GPUs when ``gpu`` (photos in the host's memory when ``pinned_photos``), else of the CPU."""
     if gpu and gpus > 1:
-        from train.engine_gpus import GpusEngine
+        from train.gpus.engine import GpusEngine
 
         return GpusEngine(photos, capacity, sh_degree, seed, gpus, pinned_photos)
     if gpu:
-        from train.engine_gpu import GpuEngine
+        from train.gpu.engine import GpuEngine
 
         return GpuEngine(photos, capacity, sh_degree, seed, pinned_photos)
-    from train.engine_cpu import CpuEngine
+    from train.cpu.engine import CpuEngine
 
     return CpuEngine(photos, capacity, sh_degree, seed)

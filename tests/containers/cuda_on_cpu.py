@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from train.nvrtc import Arguments, parameters_of
+from train.gpu.nvrtc import Arguments, parameters_of
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 GUARD = 64  # numbers before and after each array

@@ -18,11 +18,11 @@ def prepare(kernels: Path) -> None:
     import torch
 
     from tests.containers.cuda_on_cpu import compile_for_cpu
-    from train import raster_gpu
+    from train.gpu import raster
 
     torch.set_num_threads(1)
     torch.cuda.get_device_name = lambda _device: "CPU"
-    raster_gpu.load_kernels = lambda source, constants, _device: compile_for_cpu({source: constants}, kernels)
+    raster.load_kernels = lambda source, constants, _device: compile_for_cpu({source: constants}, kernels)
 
 
 def place(kernels: Path, rank: int) -> tuple[str, str]:
@@ -36,7 +36,7 @@ def full_on_1(kernels: Path, rank: int) -> tuple[str, str]:
     """As ``place``, but GPU 1 has no room for a step."""
     import torch
 
-    from train.raster_gpus import ShardedRasterizer
+    from train.gpus.raster import ShardedRasterizer
 
     def refuse(*_arguments: object) -> None:
         raise torch.OutOfMemoryError("no room")
@@ -49,7 +49,7 @@ def full_on_1(kernels: Path, rank: int) -> tuple[str, str]:
 def on_one_gpu(kernels: Path, photos: list[Photo], state: dict[str, NDArray[Any]], use: Callable[[Engine], Any]) -> Any:
     """What ``use`` returns for an engine of one GPU that goes on from ``state``. For a process of its own."""
     prepare(kernels)
-    from train.engine_gpu import GpuEngine
+    from train.gpu.engine import GpuEngine
 
     degree = int((len(state["value_sh"]) // 3) ** 0.5) - 1
     engine = GpuEngine(photos, len(state["value_means"]) + 11, degree, 7, device="cpu")

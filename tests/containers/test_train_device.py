@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from job import StageError
-from train import device, stage
-from train.device import Found
+from train import stage
+from train.gpu import device
+from train.gpu.device import Found
 
 GOOD = Found(driver=12040, needed=12080, devices=1, name="Tesla T4")
 

@@ -10,8 +10,8 @@ from splat.metrics import psnr
 from splat.model import Gaussians
 from splat.raster import Rasterizer as CpuRasterizer
 from splat.threads import Workers
+from train.cpu.engine import CpuEngine
 from train.engine import Photo, Rates, gpu_available
-from train.engine_cpu import CpuEngine
 from train.relocation import refine
 from train.schedule import Schedule
 
@@ -48,7 +48,7 @@ def made_photos(count=4):
 
 
 def gpu_engine(photos, capacity, degree, pinned_photos=False):
-    from train.engine_gpu import GpuEngine
+    from train.gpu.engine import GpuEngine
 
     return GpuEngine(photos, capacity, degree, 1, pinned_photos)
 
@@ -61,7 +61,7 @@ def relative(value, wanted):
 def test_image_and_gradients_equal_those_of_the_cpu(degree):
     import torch
 
-    from train.raster_gpu import Camera
+    from train.gpu.raster import Camera
 
     gaussians, view = made_gaussians(degree, degree), view_number(1)
     engine = gpu_engine([], 1000, degree)
@@ -217,7 +217,7 @@ def gpus():
 
 @pytest.mark.skipif(gpus() < 2, reason="less than two CUDA devices")
 def test_several_gpus_train_render_and_resume_as_one_does():
-    from train.engine_gpus import GpusEngine
+    from train.gpus.engine import GpusEngine
 
     photos, start, count = made_photos(), made_gaussians(17, 1), gpus()
     one, several = gpu_engine(photos, 1000, 1), GpusEngine(photos, 1000, 1, 1, count)

@@ -19,9 +19,10 @@ from splat.cameras import View
 from tests.containers import gpu_on_cpu
 from tests.containers.cuda_on_cpu import Arrays, compile_for_cpu
 from tests.containers.test_train_kernels import GAUSSIANS, Step, make_gaussians
-from train import engine_gpus, launches
 from train.engine import Photo, Rates
-from train.engine_gpus import GpusEngine
+from train.gpu import launches
+from train.gpus import engine as engine_gpus
+from train.gpus.engine import GpusEngine
 from train.memory import OutOfDeviceMemory
 from train.relocation import refine
 
@@ -274,7 +275,7 @@ def test_processes_end_when_the_one_that_started_them_is_killed(compiled, open_e
         "from functools import partial\n"
         "from pathlib import Path\n"
         "from tests.containers import gpu_on_cpu\n"
-        "from train.engine_gpus import GpusEngine\n"
+        "from train.gpus.engine import GpusEngine\n"
         f"engine = GpusEngine([], 9, 0, 1, 2, place=partial(gpu_on_cpu.place, Path({str(compiled)!r})))\n"
         "print(*[process.pid for process in engine._processes], flush=True)\n"
         "input()\n"

@@ -23,9 +23,9 @@ from tests.containers.test_splat_raster import (
     reference_rotation,
     reference_sh,
 )
-from train import launches
 from train.engine import Rates
-from train.nvrtc import Arguments, compile_cubin, open_nvrtc, parameters_of
+from train.gpu import launches
+from train.gpu.nvrtc import Arguments, compile_cubin, open_nvrtc, parameters_of
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90")  # T4, A100, A10G, L4 and L40S, H100
 GAUSSIANS = Path(launches.__file__).with_name("gaussians.cu")

@@ -7,8 +7,9 @@ import pytest
 
 from job import Job, JobKind, StageError
 from tests.containers.test_train_stage import prepare, write_scene
-from train import checkpoint, device, memory, stage, trainer
-from train.engine_cpu import CpuEngine
+from train import checkpoint, memory, stage, trainer
+from train.cpu.engine import CpuEngine
+from train.gpu import device
 from train.memory import OutOfDeviceMemory, Plan, Room
 
 GIB = 1 << 30

@@ -13,11 +13,11 @@ from splat.model import Gaussians
 from splat.projection import LOGIT, QUAT, SCALE
 from splat.threads import Workers
 from train import checkpoint, presets
+from train.cpu.engine import CpuEngine
+from train.cpu.optimizer import adam, regularise
 from train.dataset import initial_gaussians, neighbour_distances_squared, scene_extent
 from train.engine import LEVELS, Photo, Rates
-from train.engine_cpu import CpuEngine
 from train.gaps import points_in_gaps
-from train.optimizer import adam, regularise
 from train.relocation import DEAD_OPACITY, refine, split_values
 from train.schedule import Schedule
 from train.stopping import Clock, Plateau

@@ -10,8 +10,8 @@ from job import StopRequested
 from splat.cameras import Scene, View
 from splat.images import to_uint8
 from tests.containers.test_train_stage import HEIGHT, WIDTH, look_at, true_gaussians
+from train.cpu.engine import CpuEngine
 from train.engine import Photo
-from train.engine_cpu import CpuEngine
 from train.evaluate import score
 from train.stragglers import find_stragglers, fit_pose, moved
 

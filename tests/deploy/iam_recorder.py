@@ -1,7 +1,7 @@
 """A pytest plugin that writes down every AWS call of the handlers: `pytest -p tests.deploy.iam_recorder …`.
 
 Calls are taken where botocore makes them, and, for the stand-ins that tests and the simulator of faults put into
-functions/aws.py, where a handler calls those. The result, at $SPACEPORT_IAM_CALLS:
+functions/base/aws.py, where a handler calls those. The result, at $SPACEPORT_IAM_CALLS:
 [[handler, service, operation, parameters, error code, test], …].
 """
 
@@ -22,8 +22,7 @@ import botocore.client
 import pytest
 from botocore.exceptions import ClientError
 
-import aws
-import settings
+from base import aws, settings
 from tests.state_machine.simulator import code as simulator
 
 HANDLERS = ("ingest", "settle", "validate", "start_job", "check_status", "notify")
@@ -155,7 +154,7 @@ def watched_code(load: Callable[[Path], simulator.Code]) -> Callable[[Path], sim
         code = load(root)
         for arn, function in code.functions.items():
             name = function.handler.partition(".")[0]
-            modules = code.modules["aws"], code.modules["settings"]
+            modules = code.modules["base.aws"], code.modules["base.settings"]
             code.handlers[arn] = watched_handler(name, code.handlers[arn], *modules)
         return code
 

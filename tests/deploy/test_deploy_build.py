@@ -54,10 +54,11 @@ def test_everything_that_is_imported_is_there(built):
     for name, resource in load_template()["Resources"].items():
         if resource["Type"] != "AWS::Serverless::Function":
             continue
-        own = {path.stem for path in (built / name).glob("*.py")}
+        own = {path.stem for path in (built / name).iterdir()}
         assert resource["Properties"]["Handler"].partition(".")[0] in own
-        assert (built / name / "templates").is_dir()
-        for file in (built / name).glob("*.py"):
+        assert (built / name / "notifications/templates").is_dir()
+        assert not list((built / name).rglob("__pycache__"))
+        for file in (built / name).rglob("*.py"):
             tree = ast.parse(file.read_text())
             typing_only = {
                 node.lineno

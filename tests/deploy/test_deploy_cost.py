@@ -1,4 +1,4 @@
-"""docs/cost.md has what benchmarks/cost.py computes, and its formula is that of functions/prices.py."""
+"""docs/cost.md has what benchmarks/cost.py computes, and its formula is that of functions/stages/prices.py."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 
 import pytest
 
-import prices
 from benchmarks import cost
 from benchmarks.gpus import newest
 from benchmarks.marks import between
-from options import JobOptions
+from stages import prices
 from tests.deploy.environments import ROOT
 from tests.unit.fn_cloud import load_template
 from train.stage import AROUND_TRAINING_S
+from uploads.options import JobOptions
 
 PAGE = (ROOT / "docs" / "cost.md").read_text()
 
@@ -25,7 +25,7 @@ def settings():
 
 @pytest.mark.parametrize("part", ["expected", "inputs", "table", "example"])
 def test_page_has_the_computed_parts(part):
-    assert between(PAGE, part)[1] == cost.parts()[part], "run `python benchmarks/cost.py --write`"
+    assert between(PAGE, part)[1] == cost.parts()[part], "run `python -m benchmarks cost --write`"
 
 
 def test_formula_is_the_codes():

@@ -1,20 +1,16 @@
-"""deploy/images.py: the digests in samconfig.toml, and the build in the account against recorded answers."""
+"""deploy/push_images.py: the digests in samconfig.toml, and the build in the account against recorded answers."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import tomllib
 
 import pytest
 import yaml
 
+from deploy import push_images as images
 from tests.deploy.environments import ROOT
 from tests.unit.fn_cloud import load_template
-
-spec = importlib.util.spec_from_file_location("deploy_images", ROOT / "deploy" / "images.py")
-images = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(images)
 
 DIGEST = "123456789012.dkr.ecr.us-east-1.amazonaws.com/spaceport-sfm@sha256:" + "a" * 64
 

@@ -19,14 +19,13 @@ STACK = "spaceport-dev"  # samconfig.toml, environment dev
 # Notes each call of a tool and goes on with the real one; what would build images only says what it has built.
 TOOL = """#!/bin/sh
 echo "{name} $*" >> {log}
-case "$1" in deploy/images.py) exec {python} {images} "$@" ;; esac
+case "$2" in deploy.push_images) shift; exec {python} {images} "$@" ;; esac
 exec {real} "$@"
 """
 IMAGES = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("deploy_images", "deploy/images.py")
-images = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(images)
+import os, sys
+sys.path.insert(0, os.getcwd())
+from deploy import push_images as images
 images.push = images.build_in_account = lambda *_: None
 images.digests = lambda registry, prefix, tag: {
     name: f"{registry}/{prefix}-{stage}@sha256:" + "d" * 64 for stage, name in images.PARAMETERS.items()
@@ -78,10 +77,10 @@ def test_make_deploy_brings_stack_then_images_then_the_stack_with_them(clone, en
         env.pop(name, None)
     tools = ("SAM=build/deploy/sam/bin/sam", f"PYTHON={sys.executable}")
     done = run(["make", "deploy", "ENV=dev", *tools], cwd=clone, env=env, timeout_s=500)
-    calls = [line.split()[:2] for line in (clone / "calls.log").read_text().splitlines()]
-    account, stack = ["python", "deploy/account.py"], [["sam", "build"], ["sam", "deploy"]]
+    calls = [line.removeprefix("python -m ").split()[:2] for line in (clone / "calls.log").read_text().splitlines()]
+    account, stack = ["deploy.account"], [["sam", "build"], ["sam", "deploy"]]
     assert calls[0] == account, "whose account it is comes before anything else"
-    assert [call for call in calls if call != account] == [*stack, ["python", "deploy/images.py"], *stack]
+    assert [call for call in calls if call != account] == [*stack, ["deploy.push_images", "push"], *stack]
     assert done.stdout.startswith("deploying to account 000000000000 in us-east-1\n")
     found = client("cloudformation").list_stack_resources(StackName=STACK)["StackResourceSummaries"]
     (name,) = (one["PhysicalResourceId"] for one in found if one["LogicalResourceId"] == "StartJobFunction")

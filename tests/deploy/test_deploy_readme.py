@@ -94,8 +94,8 @@ def test_the_account_is_named_before_anything_is_built(program, nobody, endpoint
 
 
 def account(program, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [program("sam", "python"), ROOT / "deploy/account.py"]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    command = [program("sam", "python"), "-m", "deploy.account"]
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_variables_of_the_upload_command_are_those_of_the_output(clone):

@@ -1,9 +1,8 @@
-"""deploy/images.py: images of the same sources are built once, and deployed ones outlive newer ones."""
+"""deploy/push_images.py: images of the same sources are built once, and deployed ones outlive newer ones."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,12 +13,9 @@ import yaml
 from botocore.exceptions import ClientError
 from moto import mock_aws
 
+from deploy import push_images as images
 from tests.deploy.environments import ROOT
 from tests.unit.fn_cloud import load_template
-
-spec = importlib.util.spec_from_file_location("deploy_images", ROOT / "deploy" / "images.py")
-images = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(images)
 
 REGISTRY = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
 
@@ -103,7 +99,7 @@ def deployment(push, monkeypatch, tmp_path):
     monkeypatch.setattr(images, "build_in_account", lambda bucket, project, tag, engine: (built.append(tag), push(tag)))
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["images.py", "cloud", "--env", "dev", *arguments])
+        monkeypatch.setattr(sys, "argv", ["push_images", "cloud", "--env", "dev", *arguments])
         images.main()
         return tomllib.loads(config.read_text())["dev"]["deploy"]["parameters"].get("parameter_overrides", "")
 
@@ -146,7 +142,7 @@ def test_a_stack_is_ready_for_images_once_it_has_their_registry(monkeypatch, sta
     if stack is not None:
         stack = {**stack, "Parameters": [{"ParameterKey": "JobPrefix", "ParameterValue": "spaceport"}]}
     monkeypatch.setattr(images.boto3, "client", lambda name: CloudFormation())
-    monkeypatch.setattr(sys, "argv", ["images.py", "ready", "--env", "dev"])
+    monkeypatch.setattr(sys, "argv", ["push_images", "ready", "--env", "dev"])
     if words:
         with pytest.raises(images.DeployError, match=words):
             images.main()

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from cfnlint.schema import PROVIDER_SCHEMA_MANAGER
 
-from spaceport.intrinsics import Resolver
-from spaceport.template import load_stack, read_template
+from spaceport.stack.functions import Resolver
+from spaceport.stack.template import load_stack, read_template
 from tests.deploy import iam
 from tests.deploy.environments import ROOT, clean_environment, run
 from tests.unit.fn_cloud import load_template
@@ -215,7 +215,7 @@ Metric = tuple[str, str, dict[str, str]]  # namespace, name, dimensions
 
 def emitted() -> dict[str, set[str]]:
     """Dimensions of each metric that a function emits; metrics.add_metric gives it the service alone."""
-    code = "\n".join(file.read_text() for file in (ROOT / "functions").glob("*.py"))
+    code = "\n".join(file.read_text() for file in (ROOT / "functions").rglob("*.py"))
     found = {
         name: {"service"} for call in re.findall(r"add_metric\((.*?),", code) for name in re.findall(r'"(\w+)"', call)
     }

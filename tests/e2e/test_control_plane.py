@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import ClientError
 
-from spaceport.clock import RealClock
-from spaceport.engine import Engine
-from spaceport.job_runner import ProcessRunner
+from spaceport.base.clock import RealClock
+from spaceport.jobs.runner import ProcessRunner
+from spaceport.local_cloud import Engine
 from spaceport.local_run import OWNER, PARAMETERS
 
 pytestmark = pytest.mark.slow

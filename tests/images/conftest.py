@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from images.build import Built, base_image, build
-from images.engine import Engine, NoEngine, running_engine
-from settings import STAGES, Stage
+from base.settings import STAGES, Stage
+from deploy.images.build import Built, base_image, build
+from deploy.images.docker import Engine, NoEngine, running_engine
 from spaceport.sample import render_sample
 from tests.images.figures import Figures
 from tests.images.player import IMAGES, OPTIONS, ROOT, Player, Ran, need_root, report_missing

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from images.build import Built
+from deploy.images.build import Built
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 

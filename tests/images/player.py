@@ -1,8 +1,8 @@
 """Plays SageMaker around the images: the control plane's requests, the embedded SageMaker, containers as its jobs.
 
-Nothing of the contract is written a second time here: the request comes from functions/sagemaker_jobs.py with the
-settings of template.yaml, the tree under /opt/ml and the environment from spaceport/sagemaker.py and job_files.py, the
-verdict from functions/verdicts.py.
+Nothing of the contract is written a second time here: the request comes from functions/stages/sagemaker_jobs.py with
+the settings of template.yaml, the tree under /opt/ml and the environment from spaceport/jobs, the
+verdict from functions/stages/verdicts.py.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import Any, NoReturn
 
 import pytest
 
-import layout
-import sagemaker_jobs
-from images.engine import Engine
-from settings import STAGES, Settings, Stage
-from spaceport.clock import RealClock
-from spaceport.docker_runner import DockerRunner, Limits
-from spaceport.job_runner import Exit, Handle, JobStart
-from spaceport.sagemaker import SageMaker
-from spaceport.storage import Storage
-from spaceport.template import load_stack
-from verdicts import Verdict, judge
+from base import layout
+from base.settings import STAGES, Settings, Stage
+from deploy.images.docker import Engine
+from spaceport.aws.storage import Storage
+from spaceport.base.clock import RealClock
+from spaceport.jobs.docker import DockerRunner, Limits
+from spaceport.jobs.runner import Exit, Handle, JobStart
+from spaceport.jobs.sagemaker import SageMaker
+from spaceport.stack.template import load_stack
+from stages import sagemaker_jobs
+from stages.verdicts import Verdict, judge
 
 ROOT = Path(__file__).parents[2]
 IMAGES = "spaceport-{stage}:test"

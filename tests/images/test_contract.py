@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import compress.stage
-from settings import STAGES, Stage
-from spaceport.docker_runner import Limits
+from base.settings import STAGES, Stage
+from spaceport.jobs.docker import Limits
 from splat.model import read_ply, write_ply
 from tests.images.figures import Figures
 from tests.images.player import OPTIONS, PROMISED, STOP_LIMIT_S, Player, Ran, report_missing
@@ -189,7 +189,7 @@ def test_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """SIGTERM in each phase: the program ends in time, says so by 143, and has written no half result."""
-    monkeypatch.setattr("spaceport.sagemaker.PROGRESS_INTERVAL_S", 0.02)  # a phase must not pass between two looks
+    monkeypatch.setattr("spaceport.jobs.sagemaker.PROGRESS_INTERVAL_S", 0.02)  # a phase must not pass between two looks
     provide(player, stage, many_photos, good_run)
     if stage == "compress":
         player.put_result("train", large_scene)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from images.engine import Engine
-from settings import STAGES
+from base.settings import STAGES
+from deploy.images.docker import Engine
 from tests.images.figures import Figures
 from tests.images.player import stage_request
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from images.engine import Engine
-from spaceport.docker_runner import Limits
+from deploy.images.docker import Engine
+from spaceport.jobs.docker import Limits
 from tests.images.player import GIB, OPTIONS, Player
 from tests.images.test_image_content import inside, report_contents
 
@@ -82,7 +82,7 @@ def test_selfcheck(engine: Engine, image: str) -> None:
     [
         (f"rm {SITE}/gsplat/csrc.so", "No module named 'gsplat.csrc'"),
         (f"rm {SITE}/nvidia/cuda_nvrtc/lib/libnvrtc.so.12", "libnvrtc.so.12"),
-        ("echo nonsense >> /opt/spaceport/train/raster.cu", "raster.cu cannot be compiled for sm_75"),
+        ("echo nonsense >> /opt/spaceport/train/gpu/raster.cu", "raster.cu cannot be compiled for sm_75"),
     ],
 )
 def test_selfcheck_fails(spoil: str, message: str, engine: Engine, image: str) -> None:

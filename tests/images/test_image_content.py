@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from images.build import base_digest
-from images.engine import Engine
+from base.settings import STAGES
+from deploy.images.build import base_digest
+from deploy.images.docker import Engine
 from images.licences import is_refused
-from settings import STAGES
 from tests.images.player import ROOT, SDK, report_missing
 
 REPORTS = ROOT / "build" / "images"

@@ -23,8 +23,8 @@ import pytest
 from botocore.validate import ParamValidator
 from moto.server import ThreadedMotoServer
 
-from images.engine import Engine
-from settings import STAGES, Stage
+from base.settings import STAGES, Stage
+from deploy.images.docker import Engine
 from tests.images.player import BUCKET, JOB, OPTIONS, PROMISED, REGION, SDK, Ran, report_missing, stage_request
 from tests.unit.fn_cloud import load_template
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from images.engine import Engine
-from settings import STAGES
+from base.settings import STAGES
+from deploy.images.docker import Engine
 from spaceport import local_run
-from spaceport.docker_runner import DockerError, DockerRunner
+from spaceport.jobs.docker import DockerError, DockerRunner
 from tests.images.figures import Figures
 from tests.images.player import IMAGES, OPTIONS
 

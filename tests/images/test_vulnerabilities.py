@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from images import vulnerabilities
-from images.vulnerabilities import NoReport, scan, summary
+from deploy.images import vulnerabilities
+from deploy.images.vulnerabilities import NoReport, scan, summary
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from spaceport.clock import VirtualClock
-from spaceport.stepfunctions import StepFunctions
+from spaceport.asl.stepfunctions import StepFunctions
+from spaceport.base.clock import VirtualClock
 
 MACHINE = "arn:aws:states:us-east-1:123456789012:stateMachine:m"
 ROLE = "arn:aws:iam::123456789012:role/r"

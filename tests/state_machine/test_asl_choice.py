@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spaceport.asl_choice import ALL_OPERATORS, compile_rule, wildcard_pattern
-from spaceport.asl_errors import RUNTIME, StateError
-from spaceport.asl_paths import Scope
+from spaceport.asl.choice import ALL_OPERATORS, compile_rule, wildcard_pattern
+from spaceport.asl.errors import RUNTIME, StateError
+from spaceport.asl.paths import Scope
 
 
 def holds(rule, data):

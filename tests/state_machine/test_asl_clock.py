@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from spaceport.asl_tasks import TaskOk
-from spaceport.clock import RealClock, VirtualClock
-from spaceport.stepfunctions import StepFunctions
+from spaceport.asl.stepfunctions import StepFunctions
+from spaceport.asl.tasks import TaskOk
+from spaceport.base.clock import RealClock, VirtualClock
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

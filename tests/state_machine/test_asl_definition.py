@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from spaceport.asl_definition import load
-from spaceport.asl_model import DefinitionError
+from spaceport.asl.definition import load
+from spaceport.asl.model import DefinitionError
 
 LAMBDA = "arn:aws:lambda:us-east-1:123456789012:function:f"
 INVOKE = "arn:aws:states:::lambda:invoke"

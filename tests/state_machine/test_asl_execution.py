@@ -7,9 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from spaceport.asl_tasks import TaskError, TaskOk, wrap_lambda_result
-from spaceport.clock import VirtualClock
-from spaceport.stepfunctions import (
+from spaceport.asl.stepfunctions import (
     ExecutionAlreadyExists,
     ExecutionDoesNotExist,
     InvalidArn,
@@ -24,6 +22,8 @@ from spaceport.stepfunctions import (
     TaskTimedOut,
     ValidationException,
 )
+from spaceport.asl.tasks import TaskError, TaskOk, wrap_lambda_result
+from spaceport.base.clock import VirtualClock
 
 MACHINE = "arn:aws:states:us-east-1:123456789012:stateMachine:m"
 EXECUTION = "arn:aws:states:us-east-1:123456789012:execution:m:run"

@@ -10,9 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spaceport.asl_errors import DATA_LIMIT_EXCEEDED, INTRINSIC_FAILURE, RESULT_PATH_MATCH_FAILURE, RUNTIME, StateError
-from spaceport.asl_intrinsics import FUNCTIONS, compile_intrinsic
-from spaceport.asl_paths import Scope, assign, check_size, compile_path, compile_reference_path
+from spaceport.asl.errors import (
+    DATA_LIMIT_EXCEEDED,
+    INTRINSIC_FAILURE,
+    RESULT_PATH_MATCH_FAILURE,
+    RUNTIME,
+    StateError,
+)
+from spaceport.asl.intrinsics import FUNCTIONS, compile_intrinsic
+from spaceport.asl.paths import Scope, assign, check_size, compile_path, compile_reference_path
 
 SCOPE = Scope({"Execution": {"Id": "arn"}}, new_uuid=lambda: "ca4c1140-dcc1-40cd-ad05-7b4aa23df4a8", random=lambda: 0.5)
 

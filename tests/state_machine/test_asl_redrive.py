@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from spaceport.asl_tasks import TaskError, TaskOk
-from spaceport.clock import VirtualClock
-from spaceport.job_runner import Exit
-from spaceport.journal import MemoryJournal
-from spaceport.stepfunctions import ExecutionNotRedrivable, StepFunctions, TaskTimedOut
+from spaceport.asl.journal import MemoryJournal
+from spaceport.asl.stepfunctions import ExecutionNotRedrivable, StepFunctions, TaskTimedOut
+from spaceport.asl.tasks import TaskError, TaskOk
+from spaceport.base.clock import VirtualClock
+from spaceport.jobs.runner import Exit
 from tests.unit.test_engine_in_memory import deploy, executions, upload
 
 MACHINE = "arn:aws:states:us-east-1:123456789012:stateMachine:m"

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spaceport.asl_tasks import TaskError, TaskOk
-from spaceport.clock import VirtualClock
-from spaceport.journal import FileJournal, JournalError, MemoryJournal
-from spaceport.stepfunctions import ExecutionAlreadyExists, StepFunctions, TaskTimedOut
+from spaceport.asl.journal import FileJournal, JournalError, MemoryJournal
+from spaceport.asl.stepfunctions import ExecutionAlreadyExists, StepFunctions, TaskTimedOut
+from spaceport.asl.tasks import TaskError, TaskOk
+from spaceport.base.clock import VirtualClock
 
 MACHINE = "arn:aws:states:us-east-1:123456789012:stateMachine:m"
 LAMBDA = "arn:aws:lambda:us-east-1:123456789012:function:f"

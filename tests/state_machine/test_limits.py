@@ -8,11 +8,11 @@ from copy import deepcopy
 import pytest
 
 import check_status
-import jobs
 import notify
 import settle
 from deploy import limits
 from spaceport import local_run
+from table import jobs
 
 TEMPLATE = limits.read_template()
 TEXT = limits.DEFINITION.read_text(encoding="utf-8")
@@ -32,7 +32,7 @@ def of_definition(definition):
 
 
 def test_the_definition_has_these_limits():
-    assert of_definition(DEFINITION) == WANTED, "run: python deploy/limits.py"
+    assert of_definition(DEFINITION) == WANTED, "run: python -m deploy.limits"
     assert limits.apply(TEXT, WANTED) == TEXT
 
 

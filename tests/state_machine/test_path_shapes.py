@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spaceport.asl_choice import compile_rule
-from spaceport.asl_paths import Scope, StateError, compile_path, compile_reference_path
-from spaceport.asl_paths import assign as really_assign
-from spaceport.asl_templates import compile_expression
+from spaceport.asl.choice import compile_rule
+from spaceport.asl.paths import Scope, StateError, compile_path, compile_reference_path
+from spaceport.asl.paths import assign as really_assign
+from spaceport.asl.templates import compile_expression
 from tests.state_machine.pathproof import shapes
 from tests.state_machine.pathproof.choices import branch
 from tests.state_machine.pathproof.expressions import Env, expression, whole_number

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spaceport.asl_tasks import TaskError, TaskOk
-from spaceport.clock import VirtualClock
-from spaceport.journal import MemoryJournal
-from spaceport.stepfunctions import StepFunctions, TaskTimedOut
+from spaceport.asl.journal import MemoryJournal
+from spaceport.asl.stepfunctions import StepFunctions, TaskTimedOut
+from spaceport.asl.tasks import TaskError, TaskOk
+from spaceport.base.clock import VirtualClock
 from tests.state_machine.pathproof.assumptions import MACHINES, Assumptions
 from tests.state_machine.pathproof.findings import Finding
 from tests.state_machine.pathproof.flow import Analysis

@@ -20,10 +20,9 @@ from botocore.validate import ParamValidator
 from moto import mock_aws
 from samtranslator.yaml_helper import yaml_parse
 
-import aws
-import jobs
-import settings as settings_module
-import telemetry
+from base import aws, telemetry
+from base import settings as settings_module
+from table import jobs
 
 ROOT = Path(__file__).parents[2]
 EVENTS = ROOT / "events"

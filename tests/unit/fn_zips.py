@@ -13,7 +13,7 @@ import boto3
 import pytest
 
 import validate
-from failures import JobFailure
+from base.failures import JobFailure
 from tests.unit.fn_cloud import BUCKET, JOB, JPEG, Cloud, add_job
 
 CENTRAL = b"PK\x01\x02"

@@ -8,13 +8,12 @@ import zipfile
 
 import pytest
 
-import archives
-import failures
-import remote_zip
-from failures import JobFailure
+from base import failures
+from base.failures import JobFailure
 from tests.unit import fn_zips
 from tests.unit.fn_cloud import JPEG, add_job, cloud
 from tests.unit.fn_zips import EIGHT, UPLOADS, WORK, body, manifest, refused, run, upload
+from uploads import archives, remote_zip
 
 __all__ = ["cloud"]
 PLAIN = fn_zips.make(EIGHT)

@@ -10,8 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from options import parse_options
 from spaceport import cli, local_run, machine, view
+from uploads.options import parse_options
 
 
 class Usage(NamedTuple):

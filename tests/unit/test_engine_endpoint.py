@@ -8,9 +8,7 @@ import boto3
 import botocore.exceptions
 import pytest
 
-from spaceport.clock import VirtualClock
-from spaceport.mail import Outbox
-from spaceport.server import (
+from spaceport.aws.endpoint import (
     IN_PROCESS_URL,
     AwsApplication,
     HttpServer,
@@ -18,8 +16,10 @@ from spaceport.server import (
     in_process_session,
     use_in_process,
 )
-from spaceport.storage import FileValue, Storage, StorageError
-from spaceport.template import Topic
+from spaceport.aws.mail import Outbox
+from spaceport.aws.storage import FileValue, Storage, StorageError
+from spaceport.base.clock import VirtualClock
+from spaceport.stack.template import Topic
 
 BUCKET = "bucket-one"
 TOPIC = "arn:aws:sns:us-east-1:123456789012:told"

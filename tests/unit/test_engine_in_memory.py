@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from spaceport.clock import VirtualClock
-from spaceport.engine import Engine
-from spaceport.job_runner import Exit
-from spaceport.storage import StorageError
+from spaceport.aws.storage import StorageError
+from spaceport.base.clock import VirtualClock
+from spaceport.jobs.runner import Exit
+from spaceport.local_cloud import Engine
 
 PARAMETERS = {
     "SenderEmail": "s@example.org",
@@ -63,7 +63,7 @@ def deploy(parameters=PARAMETERS, on_load=lambda modules: None, **options):
     events: list[dict[str, Any]] = []
 
     def load(function, modules):
-        modules["aws"].now = lambda: clock.now().timestamp()
+        modules["base.aws"].now = lambda: clock.now().timestamp()
         on_load(modules)
 
     engine = Engine(None, parameters, clock, events.append, runner=stages, on_load=load, **options)

@@ -7,9 +7,9 @@ from datetime import timedelta
 
 import pytest
 
-from spaceport.clock import DEFAULT_START, VirtualClock
-from spaceport.lambdas import LambdaProcesses, Result, invoke_async
-from spaceport.template import Function, Stack
+from spaceport.aws.lambdas import LambdaProcesses, Result, invoke_async
+from spaceport.base.clock import DEFAULT_START, VirtualClock
+from spaceport.stack.template import Function, Stack
 
 HANDLER = """
 import os, sys, time

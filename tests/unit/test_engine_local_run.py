@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from spaceport import local_run
-from spaceport.engine import Engine
-from spaceport.job_runner import ProcessRunner
+from spaceport.jobs.runner import ProcessRunner
+from spaceport.local_cloud import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,8 +25,8 @@ RUN = """
 import sys
 from pathlib import Path
 from spaceport import local_run
-from spaceport.engine import Engine
-from spaceport.job_runner import ProcessRunner
+from spaceport.local_cloud import Engine
+from spaceport.jobs.runner import ProcessRunner
 stages, photos, out, iterations = sys.argv[1:]
 runner = ProcessRunner(Path(stages))
 local_run.run(Path(photos), Path(out), {"max_iterations": int(iterations)}, lambda event: None, runner=runner)
@@ -213,7 +213,7 @@ def test_what_is_neither_folder_nor_archive_is_named(tmp_path):
 
 
 def test_an_upload_that_takes_longer_than_the_quiet_period_is_one_job(stages, photos, tmp_path, monkeypatch):
-    from spaceport.storage import Storage
+    from spaceport.aws.storage import Storage
 
     put_file = Storage.put_file
     monkeypatch.setattr(
@@ -349,7 +349,7 @@ def test_stop_before_the_execution_starts_then_resume(stages, photos, tmp_path, 
 )  # fmt: skip
 def test_kill_9_before_the_execution_starts_then_resume(stages, photos, tmp_path, place, left):
     out = tmp_path / "out"
-    imports = "import os\nfrom spaceport.engine import Engine\nfrom spaceport.journal import FileJournal\n"
+    imports = "import os\nfrom spaceport.local_cloud import Engine\nfrom spaceport.asl.journal import FileJournal\n"
     program = f"{imports}die = lambda *a: os.kill(os.getpid(), 9)\n{place}\n{RUN}"
     command = [sys.executable, "-c", program, stages, photos, out, "100"]
     process = subprocess.run(command, cwd=ROOT, timeout=120, check=False)
@@ -438,7 +438,7 @@ def test_a_damaged_folder_is_named_with_what_to_do(stopped, tmp_path, damage):
 
 
 def test_a_photo_that_cannot_be_read_is_named_and_the_run_can_go_on(stages, photos, tmp_path, monkeypatch):
-    from spaceport.storage import Storage
+    from spaceport.aws.storage import Storage
 
     def refuse(self, bucket, key, source, **options):
         raise PermissionError(13, "Permission denied", str(source))

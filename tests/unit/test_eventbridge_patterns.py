@@ -4,9 +4,9 @@ from datetime import timedelta
 
 import pytest
 
-from spaceport.clock import DEFAULT_START, VirtualClock
-from spaceport.eventbridge import EventBus, PatternError, compile_pattern, schedule_seconds
-from spaceport.template import Rule, Target
+from spaceport.aws.eventbridge import EventBus, PatternError, compile_pattern, schedule_seconds
+from spaceport.base.clock import DEFAULT_START, VirtualClock
+from spaceport.stack.template import Rule, Target
 
 EVENT = {
     "source": "aws.ec2",

@@ -12,13 +12,11 @@ from botocore.exceptions import IncompleteReadError
 from botocore.response import StreamingBody
 from moto.s3.models import s3_backends
 
-import archives
-import aws
-import failures
-import remote_zip
+from base import aws, failures
 from tests.unit import fn_zips
 from tests.unit.fn_cloud import BUCKET, JPEG, cloud
 from tests.unit.fn_zips import EIGHT, UPLOADS, WORK, body, manifest, refused, rejected, run, upload
+from uploads import archives, remote_zip
 
 __all__ = ["cloud"]
 

@@ -6,14 +6,14 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-import failures
-import jobs
-import prices
 import validate
-from failures import JobFailure
-from options import JobOptions
-from settings import settings
+from base import failures
+from base.failures import JobFailure
+from base.settings import settings
+from stages import prices
+from table import jobs
 from tests.unit.fn_cloud import BUCKET, JPEG, cloud, row
+from uploads.options import JobOptions
 
 __all__ = ["cloud"]
 JOBS = [f"my-house-01KD8E7J9Q3M5V8X2Z4B6C7D0{number}" for number in range(4)]

@@ -8,12 +8,11 @@ from urllib.parse import parse_qs, urlsplit
 import boto3
 import pytest
 
-import aws
-import jobs
-import mails
 import notify
-import results
-from failures import JobFailure
+from base import aws
+from base.failures import JobFailure
+from notifications import mails, results
+from table import jobs
 from tests.unit.fn_cloud import BUCKET, JOB, SENDER, ULID, Cloud, add_job, client_error, cloud, job_row, load_event, row
 
 __all__ = ["cloud"]

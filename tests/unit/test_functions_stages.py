@@ -4,14 +4,13 @@ import random
 
 import pytest
 
-import aws
 import check_status
-import jobs
-import layout
-import sagemaker_jobs
 import start_job
-from failures import JobFailure
-from settings import settings
+from base import aws, layout
+from base.failures import JobFailure
+from base.settings import settings
+from stages import sagemaker_jobs
+from table import jobs
 from tests.unit.fn_cloud import (
     BUCKET,
     JOB,

@@ -10,9 +10,9 @@ import pytest
 from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 
-import settings as settings_module
-from spaceport.intrinsics import ARN_FORMATS
-from spaceport.template import load_stack
+from base import settings as settings_module
+from spaceport.stack.functions import ARN_FORMATS
+from spaceport.stack.template import load_stack
 from tests.unit.fn_cloud import EVENTS, ROOT, environment, load_event, load_template, resolve
 
 FUNCTIONS = ROOT / "functions"
@@ -101,7 +101,7 @@ def test_every_variable_that_is_read_is_set_and_the_other_way_round(function):
 
 
 def test_only_settings_reads_the_environment_and_only_aws_makes_clients():
-    for file in FUNCTIONS.glob("*.py"):
+    for file in FUNCTIONS.rglob("*.py"):
         text = file.read_text()
         assert bool(re.search(r"\bos\.environ|getenv", text)) == (file.name == "settings.py"), file.name
         assert bool(re.search(r"boto3\.(client|resource|Session)", text)) == (file.name == "aws.py"), file.name
@@ -110,7 +110,7 @@ def test_only_settings_reads_the_environment_and_only_aws_makes_clients():
 
 
 def test_every_setting_is_used():
-    text = "\n".join(f.read_text() for f in FUNCTIONS.glob("*.py") if f.name != "settings.py")
+    text = "\n".join(f.read_text() for f in FUNCTIONS.rglob("*.py") if f.name != "settings.py")
     for name in settings_module.Settings.model_fields:
         of_stage = re.fullmatch(
             r"(?:sfm|train|compress)_(image_uri|instance_type|volume_gb|max_runtime_s|role_arn)", name
@@ -135,8 +135,8 @@ def test_functions_import_no_other_part_and_nothing_heavy():
         "mypy_boto3_sns",
         "mypy_boto3_stepfunctions",
     }
-    own = {file.stem for file in FUNCTIONS.glob("*.py")}
-    for file in FUNCTIONS.glob("*.py"):
+    own = {file.stem for file in FUNCTIONS.iterdir()}
+    for file in FUNCTIONS.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -149,28 +149,32 @@ def test_functions_import_no_other_part_and_nothing_heavy():
 REPEATED = {
     "deploy/limits.py": {"StartJobFunction", "CheckStatusFunction"},  # reads their timeouts and schedule
     "containers/sfm/photos.py": {"MIN_PHOTOS"},  # the stage's own floor, for photos that turn out to be unusable
-    "functions/prices.py": {"ml.c6i.2xlarge", "ml.c6i.4xlarge", "ml.g4dn.xlarge"},  # the price list, by instance type
+    "functions/stages/prices.py": {
+        "ml.c6i.2xlarge",
+        "ml.c6i.4xlarge",
+        "ml.g4dn.xlarge",
+    },  # the price list, by instance type
 }
 # Formats in braces name no resource: where ARNs are made, the embedded engine takes CloudFormation's part.
 ARNS_OF_NO_RESOURCE = {
-    "spaceport/asl_definition.py": {"arn:aws:states:::…"},
-    "spaceport/asl_tasks.py": {"arn:aws:states:::lambda:invoke``"},
-    "spaceport/engine.py": {
+    "spaceport/asl/definition.py": {"arn:aws:states:::…"},
+    "spaceport/asl/tasks.py": {"arn:aws:states:::lambda:invoke``"},
+    "spaceport/local_cloud.py": {
         *("arn:aws:states:::", "arn:aws:states:::lambda:invoke", "arn:aws:states:::dynamodb:updateItem."),
         "arn:aws:s3:::{bucket}",
     },
-    "spaceport/intrinsics.py": {
+    "spaceport/stack/functions.py": {
         "arn:aws:cloudformation:{region}:{account_id}:stack/{stack_name}/local",
         *(form for form in ARN_FORMATS.values() if form.startswith("arn:aws:")),
     },
-    "spaceport/sagemaker.py": {
+    "spaceport/jobs/sagemaker.py": {
         "arn:aws:sagemaker:{self.storage.region}:{self.storage.account_id}:{kind}-job/{name}",
     },
-    "spaceport/stepfunctions.py": {
+    "spaceport/asl/stepfunctions.py": {
         "arn:aws:iam::{machine_arn.split(",
         *("arn:aws:states:REGION:ACCOUNT:stateMachine:NAME)", "arn:aws:states:REGION:ACCOUNT:execution:MACHINE:NAME."),
     },
-    "spaceport/template.py": {"arn:aws:scheduler:{stack.region}:{stack.account_id}:schedule/default/{name}"},
+    "spaceport/stack/template.py": {"arn:aws:scheduler:{stack.region}:{stack.account_id}:schedule/default/{name}"},
 }
 
 
@@ -220,7 +224,7 @@ def test_the_stages_least_number_of_photos_is_the_templates():
 
 
 def test_index_that_the_sweep_reads_is_the_declared_one():
-    import jobs
+    from table import jobs
 
     (index,) = load_template()["Resources"]["JobTable"]["Properties"]["GlobalSecondaryIndexes"]
     assert index["IndexName"] == jobs.OPEN_TASKS_INDEX

@@ -9,15 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import failures
-import layout
-import options
-import photos
-import prices
-from failures import JobFailure, failure, parse, transient
-from options import JobOptions, parse_options
-from settings import settings
+from base import failures, layout
+from base.failures import JobFailure, failure, parse, transient
+from base.settings import settings
+from stages import prices
 from tests.unit.fn_cloud import cloud
+from uploads import options, photos
+from uploads.options import JobOptions, parse_options
 
 __all__ = ["cloud"]
 

@@ -5,11 +5,11 @@ import random
 import boto3
 import pytest
 
-import aws
 import ingest
-import jobs
 import settle
-from failures import JobFailure
+from base import aws
+from base.failures import JobFailure
+from table import jobs
 from tests.unit.fn_cloud import BUCKET, Cloud, client_error, cloud, load_event, row
 
 __all__ = ["cloud"]

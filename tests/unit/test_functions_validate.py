@@ -3,10 +3,10 @@
 import boto3
 import pytest
 
-import photos
 import validate
-from failures import JobFailure
+from base.failures import JobFailure
 from tests.unit.fn_cloud import BUCKET, JOB, JPEG, Cloud, add_job, cloud, job_row
+from uploads import photos
 
 __all__ = ["cloud"]
 OTHER = "my-house-01KD8E7J9Q3M5V8X2Z4B6C7D00"

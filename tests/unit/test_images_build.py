@@ -1,4 +1,4 @@
-"""containers/images/build.py with an engine that only answers: the base of a release, its labels, the commit."""
+"""deploy/images/build.py with an engine that only answers: the base of a release, its labels, the commit."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from images import build as builder
-from images.build import base_digest, build, commit, release_base, repository, revision
-from images.engine import Engine
+from deploy.images import build as builder
+from deploy.images.build import base_digest, build, commit, release_base, repository, revision
+from deploy.images.docker import Engine
 
 DIGEST, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 MIRROR = "localhost:5000/library/debian:bookworm-slim"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from images import engine
-from images.engine import NoEngine
+from deploy.images import docker
+from deploy.images.docker import NoEngine
 from tests.images import player
 from tests.images.figures import BEGIN, END, Figures
 
@@ -39,7 +39,7 @@ def test_without_root(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine on which nothing is installed; the folder of its programs."""
-    monkeypatch.setattr(engine, "_is_running", lambda: False)
+    monkeypatch.setattr(docker, "_is_running", lambda: False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("os.geteuid", lambda: 0)
     return tmp_path
@@ -53,8 +53,8 @@ def put(folder: Path, name: str, script: str) -> None:
 def test_nothing_is_installed_where_an_engine_runs(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """mmdebstrap is not needed then: a base comes from a registry, or the tests say what they lack."""
     put(bare, "apt-get", "exit 100")
-    monkeypatch.setattr(engine, "_is_running", lambda: True)
-    engine.install()
+    monkeypatch.setattr(docker, "_is_running", lambda: True)
+    docker.install()
 
 
 @pytest.mark.parametrize("user", [0, 1000])
@@ -69,18 +69,18 @@ def test_an_engine_that_cannot_be_installed(
     )
     monkeypatch.setenv("CI", "true")
     with pytest.raises(NoEngine, match=reason):
-        engine.install_or_say_so()
+        docker.install_or_say_so()
     monkeypatch.delenv("CI")
-    engine.install_or_say_so()
+    docker.install_or_say_so()
     said = capsys.readouterr().err
     assert "*** NO ENGINE WAS INSTALLED: " in said and reason in said
 
 
 def test_what_is_missing_is_installed(bare: Path) -> None:
     put(bare, "apt-get", f'echo "$@" >> {bare}/asked')
-    engine.install()
+    docker.install()
     asked = (bare / "asked").read_text().splitlines()
-    assert asked == ["update -qq", f"install -y -qq --no-install-recommends {' '.join(engine.PACKAGES)}"]
+    assert asked == ["update -qq", f"install -y -qq --no-install-recommends {' '.join(docker.PACKAGES)}"]
 
 
 def page(root: Path, *cases: str) -> Path:

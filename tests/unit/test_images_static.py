@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from images import build_gsplat
-from spaceport.docker_runner import DockerRunner, Limits
-from spaceport.job_runner import Exit, JobStart
-from train.device import ARCHITECTURES
+from spaceport.jobs.docker import DockerRunner, Limits
+from spaceport.jobs.runner import Exit, JobStart
+from train.gpu.device import ARCHITECTURES
 
 CONTAINERS = Path(__file__).parents[2] / "containers"
 DOCKERFILE = (CONTAINERS / "Dockerfile").read_text()

@@ -7,8 +7,8 @@ import json
 import pytest
 from rich.console import Console
 
-from spaceport.job_runner import Exit
-from spaceport.journal import FileJournal
+from spaceport.asl.journal import FileJournal
+from spaceport.jobs.runner import Exit
 from spaceport.progress import TICK_S, Display, Work, duration
 from tests.unit.test_engine_in_memory import deploy, executions, upload
 

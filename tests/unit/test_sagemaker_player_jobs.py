@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from spaceport.clock import RealClock, VirtualClock
-from spaceport.job_files import JobFiles, TransferError
-from spaceport.job_runner import Exit, ProcessRunner
-from spaceport.sagemaker import SageMaker
-from spaceport.server import ServiceError
-from spaceport.storage import Storage
+from spaceport.aws.endpoint import ServiceError
+from spaceport.aws.storage import Storage
+from spaceport.base.clock import RealClock, VirtualClock
+from spaceport.jobs.files import JobFiles, TransferError
+from spaceport.jobs.runner import Exit, ProcessRunner
+from spaceport.jobs.sagemaker import SageMaker
 
 ROLE = "arn:aws:iam::123456789012:role/stage"
 BUCKET = "bucket-one"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spaceport.template import Target, TemplateError, load_stack
+from spaceport.stack.template import Target, TemplateError, load_stack
 
 ROOT = Path(__file__).resolve().parents[2]
 

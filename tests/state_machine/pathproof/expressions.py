@@ -10,8 +10,8 @@ from typing import Any
 from jsonpath_ng import Child, Root, Slice
 from jsonpath_ng.jsonpath import Wildcard
 
-from spaceport.asl_errors import StateError
-from spaceport.asl_intrinsics import (
+from spaceport.asl.errors import StateError
+from spaceport.asl.intrinsics import (
     HASHES,
     INT32,
     MAX_RANGE_ITEMS,
@@ -22,7 +22,7 @@ from spaceport.asl_intrinsics import (
     compile_intrinsic,
     parse_intrinsic,
 )
-from spaceport.asl_paths import Path, Scope, compile_path, compile_reference_path
+from spaceport.asl.paths import Path, Scope, compile_path, compile_reference_path
 from tests.state_machine.pathproof.findings import Report
 from tests.state_machine.pathproof.shapes import (
     INF,

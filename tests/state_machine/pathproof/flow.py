@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from spaceport.asl_definition import MAX_SECONDS
-from spaceport.asl_paths import compile_reference_path
+from spaceport.asl.definition import MAX_SECONDS
+from spaceport.asl.paths import compile_reference_path
 from tests.state_machine.pathproof import integrations
 from tests.state_machine.pathproof.assumptions import (
     CAUSE_CHARACTERS,

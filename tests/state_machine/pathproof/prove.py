@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from spaceport.asl_definition import DefinitionError, load
+from spaceport.asl.definition import DefinitionError, load
 from tests.state_machine.pathproof import rules
 from tests.state_machine.pathproof.assumptions import MACHINES, Assumptions
 from tests.state_machine.pathproof.findings import Finding, Report

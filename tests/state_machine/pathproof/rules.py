@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from spaceport.asl_intrinsics import parse_intrinsic, paths_of
-from spaceport.asl_paths import Path, compile_path
-from spaceport.asl_templates import expressions_in
+from spaceport.asl.intrinsics import parse_intrinsic, paths_of
+from spaceport.asl.paths import Path, compile_path
+from spaceport.asl.templates import expressions_in
 from tests.state_machine.pathproof.assumptions import Assumptions
 from tests.state_machine.pathproof.findings import Finding
 from tests.state_machine.pathproof.integrations import CAN_BE_RETRIED, waits_for_token

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from spaceport.asl_choice import parse_timestamp
+from spaceport.asl.choice import parse_timestamp
 
 INF = math.inf
 NUMBER_BYTES = 32  # the longest number that Step Functions itself writes

@@ -21,10 +21,10 @@ from moto.stepfunctions.parser.asl.component.state.exec.state_task.service impor
 from moto.stepfunctions.parser.asl.component.state.wait.wait_function.wait_function import WaitFunction
 from moto.stepfunctions.parser.models import stepfunctions_parser_backends
 
-from spaceport.asl_tasks import TaskError, TaskOk, TaskResult, wrap_lambda_result
-from spaceport.clock import VirtualClock
-from spaceport.journal import MemoryJournal
-from spaceport.stepfunctions import ApiError, StepFunctions
+from spaceport.asl.journal import MemoryJournal
+from spaceport.asl.stepfunctions import ApiError, StepFunctions
+from spaceport.asl.tasks import TaskError, TaskOk, TaskResult, wrap_lambda_result
+from spaceport.base.clock import VirtualClock
 from tests.state_machine.second_opinion.script import (
     DEFINITION,
     MACHINE,

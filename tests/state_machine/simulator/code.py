@@ -17,8 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from spaceport.eventbridge import Pattern, compile_pattern
-from spaceport.template import Function, Stack, load_stack
+from spaceport.aws.eventbridge import Pattern, compile_pattern
+from spaceport.stack.template import Function, Stack, load_stack
 
 ROOT = Path(__file__).resolve().parents[3]
 PARAMETERS = {"SenderEmail": "s@example.org", "ResultBaseUrl": "https://results.example.org", "UseSpot": "true"}
@@ -67,9 +67,9 @@ class Code:
     rules: list[tuple[Pattern | None, str, str]] = field(default_factory=list)
 
     def seam(self, **replacements: Any) -> None:
-        """Put ``replacements`` into functions/aws.py."""
+        """Put ``replacements`` into functions/base/aws.py."""
         for name, value in replacements.items():
-            setattr(self.modules["aws"], name, value)
+            setattr(self.modules["base.aws"], name, value)
 
 
 def load(edits: tuple[Edit, ...] = ()) -> Code:
@@ -95,11 +95,12 @@ def _load(root: Path) -> Code:
     with _alone(root / "functions", {**environment, **QUIET}) as modules:
         handlers = {f.arn: importlib.import_module(f.handler.partition(".")[0]).handler for f in stack.functions}
         modules.update({name: sys.modules[name] for name in _names(root / "functions") if name in sys.modules})
-        modules["settings"].settings()
-        modules["mails"]._templates().auto_reload = False
-        for template in modules["mails"]._templates().list_templates():
-            modules["mails"]._templates().get_template(template)  # the files of a copy are gone afterwards
-    provider = modules["telemetry"].metrics.provider
+        mails = modules["notifications.mails"]
+        modules["base.settings"].settings()
+        mails._templates().auto_reload = False
+        for template in mails._templates().list_templates():
+            mails._templates().get_template(template)  # the files of a copy are gone afterwards
+    provider = modules["base.telemetry"].metrics.provider
     provider.flush_metrics = lambda **_: provider.clear_metrics()  # nothing is printed
     for module in modules.values():
         if hasattr(module, "count_by"):
@@ -114,7 +115,8 @@ def _load(root: Path) -> Code:
 
 
 def _names(folder: Path) -> list[str]:
-    return [path.stem for path in folder.glob("*.py")]
+    found = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.py"))
+    return [".".join(path.parts).removesuffix(".__init__") for path in found]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""AWS services in memory, behind functions/aws.py: only what the functions call, and as strict as the real ones.
+"""AWS services in memory, behind functions/base/aws.py: only what the functions call, and as strict as the real ones.
 
 Every call goes through ``gate(service, operation)`` first, where a schedule may let it fail, cut the function off
 before or after the effect, or let time pass.
@@ -19,7 +19,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from spaceport.stepfunctions import ApiError, StepFunctions
+from spaceport.asl.stepfunctions import ApiError, StepFunctions
 from tests.state_machine.simulator import expressions
 
 Row = dict[str, Any]

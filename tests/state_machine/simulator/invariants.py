@@ -125,7 +125,7 @@ def _photos(world: World, jobs: dict[str, dict[str, Any]]) -> list[str]:
     A job without a manifest has told its user why: that stands for the files of its upload, and for all that was there
     when it looked, or ended.
     """
-    layout, objects = world.code.modules["layout"], world.s3.objects
+    layout, objects = world.code.modules["base.layout"], world.s3.objects
     seen: set[str] = set()
     without: set[str] = set()  # jobs that have ended and have no manifest
     told_until_s: dict[str, float] = {}

@@ -14,10 +14,10 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from spaceport.asl_tasks import TaskError, TaskOk, TaskResult, wrap_lambda_result
-from spaceport.clock import VirtualClock
-from spaceport.journal import MemoryJournal
-from spaceport.stepfunctions import ApiError, StepFunctions
+from spaceport.asl.journal import MemoryJournal
+from spaceport.asl.stepfunctions import ApiError, StepFunctions
+from spaceport.asl.tasks import TaskError, TaskOk, TaskResult, wrap_lambda_result
+from spaceport.base.clock import VirtualClock
 from tests.state_machine.simulator import fakes
 from tests.state_machine.simulator.code import Code, with_timeout
 from tests.state_machine.simulator.plan import STAGE_OF, Act, Delivery, Fate, Fault, Plan
@@ -358,7 +358,7 @@ class World:
         stage = STAGE_OF[call.where]
         kind = "Training" if stage == "train" else "Processing"
         ulid = self.started()[-1].rpartition("-")[2].lower()  # of the first execution
-        name = f"{self.code.modules['settings'].settings().job_prefix}-{ulid}-{stage}-0"
+        name = f"{self.code.modules['base.settings'].settings().job_prefix}-{ulid}-{stage}-0"
         detail = {f"{kind}JobName": name, f"{kind}JobStatus": "InProgress"}
         self.emit("aws.sagemaker", f"SageMaker {kind} Job State Change", detail, Delivery((0.0,)))
         self.clock.advance(0)
@@ -424,7 +424,7 @@ class World:
 
     def _check_exception(self, error: Exception, where: str) -> None:
         """Functions raise what they mean to: their own failures, and errors of services; sweeps those of all rows."""
-        own = self.code.modules["failures"].JobFailure
+        own = self.code.modules["base.failures"].JobFailure
         causes = error.__cause__.exceptions if isinstance(error.__cause__, ExceptionGroup) else [error]
         for cause in causes:
             if not isinstance(cause, own | ClientError | RuntimeError):

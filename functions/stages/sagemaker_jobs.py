@@ -1,0 +1,264 @@
+"""Requests that create, describe and stop the SageMaker job of a stage (docs/contracts.md, "Stage programs")."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from base import aws, layout
+from base.failures import failure, transient
+from base.settings import Settings, Stage, StageSettings
+from stages import prices
+from uploads.options import JobOptions
+
+Row = dict[str, Any]
+# Limits of the API (CreateTrainingJob, CreateProcessingJob).
+PROCESSING_VALUE_LIMIT = 256
+HYPERPARAMETER_LIMIT = 2500
+OPTION_PREFIX = "SPACEPORT_OPTION_"
+PROCESSING = "/opt/ml/processing"
+OWN_DISK = ("ml.g4dn.", "ml.g5.", "ml.g6.")  # machine families with local NVMe storage
+TRY_AGAIN = {
+    "ResourceLimitExceeded": "QUOTA_EXCEEDED",
+    "ThrottlingException": "NO_CAPACITY",
+    "Throttling": "NO_CAPACITY",
+    "TooManyRequestsException": "NO_CAPACITY",
+    "ServiceUnavailable": "SAGEMAKER_INTERNAL",
+    "ServiceUnavailableException": "SAGEMAKER_INTERNAL",
+    "InternalFailure": "SAGEMAKER_INTERNAL",
+    "InternalServerError": "SAGEMAKER_INTERNAL",
+}
+CLOCK_SKEW_S = 60
+SAME_NAME = ("already exists", "must be unique", "already in use")
+
+
+def is_training(stage: str) -> bool:
+    return stage == "train"
+
+
+def request(stage: Stage, job: Row, name: str, settings: Settings) -> Row:
+    """Arguments of create_training_job (train) or create_processing_job (sfm, compress) for a row of the job table."""
+    return (
+        _training_request(job, name, settings)
+        if is_training(stage)
+        else _processing_request(stage, job, name, settings)
+    )
+
+
+def stage_options(stage: Stage, job: Row, settings: Settings) -> dict[str, str]:
+    """Options by lower-case name, as text.
+
+    Raises BAD_OPTION where one is longer than SageMaker takes, COST_LIMIT where no money is left for training.
+    """
+    options = {
+        "job_id": job["job_id"],
+        "scene": job["scene"],
+        **JobOptions.model_validate(job["options"]).for_stage(stage),
+    }
+    price = str(prices.price_usd_per_hour(settings, settings.stage(stage).instance_type))
+    if stage == "train":
+        budget = prices.training_usd(settings, JobOptions.model_validate(job["options"]), job)
+        if budget is not None:
+            options |= {"max_training_usd": f"{budget:.6f}", "price_usd_per_hour": price}
+    if stage == "compress":
+        options |= {
+            "created_at": job["created_at"],
+            "price_usd_per_hour": price,
+            "spent_usd": f"{prices.spent_usd(job):.6f}",
+            "estimated_usd": str(job["estimated_usd"]),
+            "cost_basis": prices.basis(settings),
+        }
+    limit = HYPERPARAMETER_LIMIT if is_training(stage) else PROCESSING_VALUE_LIMIT
+    for name, value in options.items():
+        if len(value) > limit:
+            raise failure("BAD_OPTION", f"the option '{name}' has {len(value)} characters; {limit} are allowed")
+    return options
+
+
+def _processing_request(stage: Stage, job: Row, name: str, settings: Settings) -> Row:
+    machine = settings.stage(stage)
+    bucket, job_id = job["bucket"], job["job_id"]
+    inputs = (
+        [_processing_input("photos", "ManifestFile", layout.uri(bucket, layout.manifest_key(job_id)))]
+        if stage == "sfm"
+        else [_processing_input(channel, "S3Prefix", _output_of(job, channel)) for channel in ("sfm", "train")]
+    )
+    options = stage_options(stage, job, settings)
+    return {
+        "ProcessingJobName": name,
+        "RoleArn": machine.role_arn,
+        "AppSpecification": {"ImageUri": machine.image_uri, "ContainerEntrypoint": _entrypoint(stage)},
+        "Environment": {OPTION_PREFIX + option.upper(): value for option, value in options.items()},
+        "ProcessingInputs": inputs,
+        "ProcessingOutputConfig": {
+            "Outputs": [
+                _processing_output("output", layout.output_prefix(job_id, stage, name), "EndOfJob", bucket),
+                _processing_output("progress", layout.progress_prefix(job_id, stage), "Continuous", bucket),
+            ],
+            **_key("KmsKeyId", settings),
+        },
+        "ProcessingResources": {"ClusterConfig": _cluster(machine, settings)},
+        "StoppingCondition": {"MaxRuntimeInSeconds": machine.max_runtime_s},
+        "NetworkConfig": {"EnableNetworkIsolation": True},
+        "Tags": _tags(job, stage),
+    }
+
+
+def _training_request(job: Row, name: str, settings: Settings) -> Row:
+    machine = settings.stage("train")
+    bucket, job_id = job["bucket"], job["job_id"]
+    stopping = {"MaxRuntimeInSeconds": machine.max_runtime_s}
+    if settings.use_spot:
+        stopping["MaxWaitTimeInSeconds"] = machine.max_runtime_s + settings.spot_wait_s
+    return {
+        "TrainingJobName": name,
+        "RoleArn": machine.role_arn,
+        "AlgorithmSpecification": {
+            "TrainingImage": machine.image_uri,
+            "TrainingInputMode": "File",
+            "ContainerEntrypoint": _entrypoint("train"),
+        },
+        "HyperParameters": stage_options("train", job, settings),
+        "InputDataConfig": [
+            {
+                "ChannelName": "sfm",
+                "DataSource": {
+                    "S3DataSource": {
+                        "S3DataType": "S3Prefix",
+                        "S3Uri": _output_of(job, "sfm"),
+                        "S3DataDistributionType": "FullyReplicated",
+                    }
+                },
+            }
+        ],
+        # SageMaker adds <job name>/output/model/; uncompressed, so that nobody has to unpack an archive.
+        "OutputDataConfig": {
+            "S3OutputPath": layout.uri(bucket, f"work/{job_id}/train/"),
+            "CompressionType": "NONE",
+            **_key("KmsKeyId", settings),
+        },
+        "ResourceConfig": _cluster(machine, settings),
+        "StoppingCondition": stopping,
+        "CheckpointConfig": {
+            "S3Uri": layout.uri(bucket, layout.checkpoints_prefix(job_id)),
+            "LocalPath": "/opt/ml/checkpoints",
+        },
+        "EnableManagedSpotTraining": settings.use_spot,
+        "EnableNetworkIsolation": True,
+        "Tags": _tags(job, "train"),
+    }
+
+
+def _cluster(machine: StageSettings, settings: Settings) -> Row:
+    cluster = {"InstanceCount": 1, "InstanceType": machine.instance_type, "VolumeSizeInGB": machine.volume_gb}
+    # The disks of these machines encrypt themselves, and SageMaker refuses a key for them.
+    own_disk = machine.instance_type.startswith(OWN_DISK)
+    return cluster if own_disk else {**cluster, **_key("VolumeKmsKeyId", settings)}
+
+
+def _key(name: str, settings: Settings) -> dict[str, str]:
+    return {name: settings.kms_key_arn} if settings.kms_key_arn else {}
+
+
+def _output_of(job: Row, stage: str) -> str:
+    result = job["results"].get(stage)
+    if result is None:
+        raise failure("INTERNAL_ERROR", f"The row of job {job['job_id']} has no result of the {stage} stage.")
+    return str(result["output_uri"])
+
+
+def _entrypoint(stage: Stage) -> list[str]:
+    return ["python3", "-m", stage]
+
+
+def _processing_input(channel: str, kind: str, s3_uri: str) -> Row:
+    return {
+        "InputName": channel,
+        "S3Input": {
+            "S3Uri": s3_uri,
+            "LocalPath": f"{PROCESSING}/input/{channel}",
+            "S3DataType": kind,
+            "S3InputMode": "File",
+            "S3DataDistributionType": "FullyReplicated",
+        },
+    }
+
+
+def _processing_output(folder: str, prefix: str, mode: str, bucket: str) -> Row:
+    return {
+        "OutputName": folder,
+        "S3Output": {
+            "S3Uri": layout.uri(bucket, prefix),
+            "LocalPath": f"{PROCESSING}/{folder}",
+            "S3UploadMode": mode,
+        },
+    }
+
+
+def _tags(job: Row, stage: Stage) -> list[dict[str, str]]:
+    tags = {"spaceport:scene": job["scene"], "spaceport:job": job["job_id"], "spaceport:stage": stage}
+    return [{"Key": key, "Value": value} for key, value in tags.items()]
+
+
+def create(stage: Stage, arguments: Row) -> bool:
+    """Create the job; False when a job of this name exists, which is then the same one.
+
+    Raises Spaceport.Transient for quotas, throttling and faults of the service, SAGEMAKER_REJECTED for what will not
+    pass either
+    the next time.
+    """
+    client = aws.sagemaker()
+    try:
+        (client.create_training_job if is_training(stage) else client.create_processing_job)(**arguments)
+    except ClientError as error:
+        code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code == "ResourceInUse" or any(text in message for text in SAME_NAME):
+            return False
+        if code in TRY_AGAIN or status >= 500:
+            raise transient(TRY_AGAIN.get(code, "SAGEMAKER_INTERNAL"), message or code) from error
+        raise failure("SAGEMAKER_REJECTED", f"SageMaker refused the {stage} job ({code}: {message})") from error
+    return True
+
+
+def describe(stage: str, name: str) -> Row | None:
+    """SageMaker's description of a job; None when there is no job of this name."""
+    client = aws.sagemaker()
+    try:
+        if is_training(stage):
+            return dict(client.describe_training_job(TrainingJobName=name))
+        return dict(client.describe_processing_job(ProcessingJobName=name))
+    except ClientError as error:
+        if _is_absent(error):
+            return None
+        raise
+
+
+def is_older(stage: str, name: str, than_s: float) -> bool:
+    """Whether the job of this name was created before ``than_s`` (seconds since 1970, a minute of clock skew off)."""
+    created = (describe(stage, name) or {}).get("CreationTime")
+    return created is not None and created.timestamp() < than_s - CLOCK_SKEW_S
+
+
+def stop(stage: str, name: str) -> bool:
+    """Stop a job so that it is no longer billed; False when it is absent or has ended already."""
+    client = aws.sagemaker()
+    try:
+        if is_training(stage):
+            client.stop_training_job(TrainingJobName=name)
+        else:
+            client.stop_processing_job(ProcessingJobName=name)
+    except ClientError as error:
+        if _is_absent(error) or error.response["Error"]["Code"] == "ValidationException":
+            return False
+        raise
+    return True
+
+
+def _is_absent(error: ClientError) -> bool:
+    problem = error.response["Error"]
+    text = problem.get("Message", "").lower()
+    return problem["Code"] in ("ResourceNotFound", "ResourceNotFoundException") or (
+        problem["Code"] == "ValidationException" and ("not found" in text or "could not find" in text)
+    )

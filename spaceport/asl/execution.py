@@ -1,0 +1,472 @@
+"""One execution of a state machine: each step is written to the journal, applied, and then acted upon.
+
+States Language spec for what a state does; Step Functions developer guide, "Handling errors in Step Functions
+workflows", where AWS says more than the spec. Known differences: docs/asl-differences.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from threading import RLock
+from typing import Any
+
+from spaceport.asl.errors import (
+    HEARTBEAT_TIMEOUT,
+    NO_CHOICE_MATCHED,
+    RUNTIME,
+    TIMEOUT,
+    StateError,
+    error_matches,
+)
+from spaceport.asl.frames import BACKOFF, DONE, FAILED, MOVE, RESULT, RUN, TASK, Frame, Progress
+from spaceport.asl.journal import Journal
+from spaceport.asl.model import MAX_SECONDS, Machine, Retrier
+from spaceport.asl.paths import Scope, assign, check_size, quote
+from spaceport.asl.tasks import TaskError, TaskResult, Tasks
+from spaceport.asl.values import Values
+from spaceport.base.clock import Clock, Timer
+
+MAX_HISTORY_EVENTS = 25_000
+TOKEN_PREFIX = "AQCSpaceport"
+MAX_TOKEN_CHARACTERS = 2048
+
+
+@dataclass(slots=True)
+class Engine:
+    """What all executions share. ``lock`` is held while an execution changes, and never while foreign code runs."""
+
+    clock: Clock
+    tasks: Tasks
+    new_id: Callable[[], str]
+    random: Callable[[], float] | None
+    lock: RLock
+
+
+class Execution:
+    """Drives one execution. ``on_status(execution, status)`` is called after the status is in the journal."""
+
+    def __init__(
+        self, engine: Engine, machine: Machine, journal: Journal, on_status: Callable[[Execution, str], None]
+    ) -> None:
+        self.engine = engine
+        self.journal = journal
+        self.progress = Progress(machine)
+        self.values = Values(engine.new_id, engine.random, self.progress)
+        self._on_status = on_status
+        self._deadline: Timer | None = None
+        self._phases: dict[str, Callable[[Frame], None]] = {
+            RUN: self._run,
+            TASK: self._watch_task,
+            BACKOFF: self._wait_for_retry,
+            RESULT: self._use_result,
+            FAILED: self._handle_failure,
+            MOVE: self._move,
+            DONE: self._end_frame,
+        }
+        self._kinds: dict[str, Callable[[Frame, Scope], None]] = {
+            "Task": self._run_task,
+            "Pass": self._run_pass,
+            "Wait": self._run_wait,
+            "Choice": self._run_choice,
+            "Succeed": self._run_succeed,
+            "Fail": self._run_fail,
+            "Parallel": self._run_branches,
+            "Map": self._run_branches,
+        }
+
+    # ---- life
+
+    def start(self, started: dict[str, Any]) -> None:
+        """Begin; ``started`` is the first record, without type and time."""
+        self._record("started", **started)
+        self._on_status(self, "RUNNING")
+        self._watch_machine()
+        self._enter(self.progress.root, self.progress.machine.root.start_at, started["input"])
+
+    def resume(self, records: list[dict[str, Any]]) -> None:
+        """Stand where the journal ends, and go on."""
+        for record in records:
+            self.progress.apply(record)
+        if self.progress.finished is not None:
+            return
+        self._watch_machine()
+        root = self.progress.root
+        if root.version == 0:  # the journal ends before the first state was entered
+            self._enter(root, self.progress.machine.root.start_at, self.progress.started["input"])
+            return
+        for frame in list(self.progress.frames.values()):
+            self._later(frame)
+
+    def renew_limits(self) -> None:
+        """Count the limits of the machine and of tasks from now on. For a resumed execution, before the clock runs."""
+        self._record("renewed")
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._watch_machine()
+
+    def redrive(self) -> None:
+        """Go on after an end without success, at the state that was not done with."""
+        self._record("redriven")
+        self._on_status(self, "RUNNING")
+        self._watch_machine()
+        self._later(self.progress.root)
+
+    def finish(self, status: str, output: Any = None, error: str | None = None, cause: str | None = None) -> None:
+        """Close the execution: SUCCEEDED, FAILED, TIMED_OUT or ABORTED."""
+        self._record("finished", status=status, output=output, error=error, cause=cause)
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._on_status(self, status)
+
+    def mark_notified(self, status: str) -> None:
+        """The status change was handed over; a resumed execution does not repeat it."""
+        self._record("notified", status=status)
+
+    # ---- tasks that answer by token
+
+    def task_succeeded(self, frame: Frame, result: Any) -> None:
+        self._record_frame("succeeded", frame, result=result)
+        self._later(frame)
+
+    def task_failed(self, frame: Frame, error: str, cause: str | None) -> None:
+        self._record_failure(frame, error, cause)
+        self._later(frame)
+
+    def task_heartbeat(self, frame: Frame) -> None:
+        self._record_frame("heartbeat", frame)
+        self._watch_heartbeat(frame)
+
+    # ---- machinery
+
+    def _now(self) -> float:
+        return self.engine.clock.now().timestamp()
+
+    def _record(self, event: str, **fields: Any) -> None:
+        record = {"type": event, "at": self._now(), **fields}
+        self.journal.append(record)
+        self.progress.apply(record)
+
+    def _record_frame(self, event: str, frame: Frame, **fields: Any) -> None:
+        self._record(
+            event,
+            frame=frame.id,
+            state=frame.state.name,
+            kind=frame.state.kind,
+            resource=frame.state.resource,
+            **fields,
+        )
+
+    def _record_failure(self, frame: Frame, error: str, cause: str | None) -> None:
+        self._record_frame("failed", frame, error=error, cause=cause, in_task=frame.phase == TASK)
+
+    def _later(self, frame: Frame) -> None:
+        self.engine.clock.call_soon(partial(self._drive, frame, frame.version))
+
+    def _at(self, due_at: float, frame: Frame, act: Callable[[Frame], None]) -> Timer:
+        """Call ``act(frame)`` at ``due_at``, unless the frame has moved on by then."""
+        version = frame.version
+
+        def fire() -> None:
+            with self.engine.lock:
+                if frame.version == version and self.progress.finished is None:
+                    act(frame)
+
+        return self.engine.clock.call_later(due_at - self._now(), fire)
+
+    def _drive(self, frame: Frame, version: int) -> None:
+        with self.engine.lock:
+            if frame.version == version and self.progress.finished is None:
+                self._phases[frame.phase](frame)
+
+    def _watch_machine(self) -> None:
+        timeout_s = self.progress.machine.timeout_s
+        if timeout_s is not None:
+            begins = [self.progress.started["at"], *self.progress.redriven_at, *self.progress.renewed_at]
+            due_at = max(begins) + timeout_s
+            self._deadline = self.engine.clock.call_later(due_at - self._now(), self._machine_timed_out)
+
+    def _machine_timed_out(self) -> None:
+        with self.engine.lock:
+            if self.progress.finished is None:
+                self.finish("TIMED_OUT")
+
+    # ---- from state to state
+
+    def _enter(self, frame: Frame, name: str, data: Any) -> None:
+        self._enter_by_id(frame.id, frame.branch.states[name].kind, name, data)
+        self._run(frame)
+
+    def _enter_by_id(self, frame_id: str, kind: str, name: str, data: Any) -> None:
+        self._record("entered", frame=frame_id, state=name, kind=kind, input=data)
+
+    def _move(self, frame: Frame) -> None:
+        if self.progress.event_count >= MAX_HISTORY_EVENTS - 1:
+            cause = f"The execution reached the maximum number of history events ({MAX_HISTORY_EVENTS})."
+            self.finish("FAILED", error=RUNTIME, cause=cause)
+            return
+        self._enter(frame, str(frame.next), frame.output)
+
+    def _run(self, frame: Frame) -> None:
+        try:
+            self._kinds[frame.state.kind](frame, self.values.scope(frame))
+        except StateError as error:
+            self._fail(frame, error.error, error.cause)
+
+    def _leave(self, frame: Frame, output: Any, scope: Scope, target: str | None = None) -> None:
+        """Apply OutputPath and go on to ``target``, or to the state's Next, or end the frame."""
+        path = frame.state.output_path
+        selected = {} if path is None else path.find(output, scope)
+        check_size(selected, f"output of the state '{frame.state.name}'")
+        self._exit(frame, selected, target or frame.state.next)
+
+    def _exit(self, frame: Frame, output: Any, target: str | None) -> None:
+        self._record_frame("exited", frame, output=output, next=target)
+        if target is None:
+            self._end_frame(frame)
+        else:
+            self._later(frame)  # not at once: a loop of Pass states must not keep others from running
+
+    def _end_frame(self, frame: Frame) -> None:
+        if frame.parent is None:
+            self.finish("SUCCEEDED", output=frame.output)
+        else:
+            self._advance_branches(frame.parent)
+
+    # ---- failure
+
+    def _fail(self, frame: Frame, error: str, cause: str | None) -> None:
+        self._record_failure(frame, error, cause)
+        self._handle_failure(frame)
+
+    def _handle_failure(self, frame: Frame) -> None:
+        """Retry, or catch, or hand the error to the state around this one (spec, "Errors")."""
+        error, cause = frame.failure
+        if error == RUNTIME:
+            self.finish("FAILED", error=error, cause=cause)
+            return
+        if self._retry(frame, error):
+            return
+        for catcher in frame.state.catchers:
+            if error_matches(catcher.errors, error):
+                self._catch(frame, catcher.next, catcher.result_keys)
+                return
+        self._give_up(frame, error, cause)
+
+    def _give_up(self, frame: Frame, error: str, cause: str | None) -> None:
+        if frame.parent is None:
+            self.finish("FAILED", error=error or None, cause=cause)
+        else:
+            self._fail(frame.parent, error, cause)
+
+    def _retry(self, frame: Frame, error: str) -> bool:
+        for index, retrier in enumerate(frame.state.retriers):
+            if error_matches(retrier.errors, error):
+                done = frame.attempts_by_retrier.get(index, 0)
+                if done >= retrier.max_attempts:
+                    return False
+                due_at = self._now() + self._retry_delay_s(retrier, done)
+                self._record_frame("retry", frame, retrier=index, due_at=due_at)
+                self._wait_for_retry(frame)
+                return True
+        return False
+
+    def _retry_delay_s(self, retrier: Retrier, done: int) -> float:
+        delay_s = min(retrier.interval_s * min(retrier.backoff_rate**done, float(MAX_SECONDS)), float(MAX_SECONDS))
+        if retrier.max_delay_s is not None:
+            delay_s = min(delay_s, retrier.max_delay_s)
+        return delay_s * self.engine.random() if retrier.full_jitter and self.engine.random is not None else delay_s
+
+    def _wait_for_retry(self, frame: Frame) -> None:
+        frame.timers.append(self._at(frame.due_at, frame, self._run))
+
+    def _catch(self, frame: Frame, target: str, result_keys: tuple[str | int, ...] | None) -> None:
+        error, cause = frame.failure
+        error_output = {"Error": error} if cause is None else {"Error": error, "Cause": cause}
+        try:
+            output = frame.input if result_keys is None else assign(frame.input, result_keys, error_output)
+            check_size(output, f"error output of the state '{frame.state.name}'")
+        except StateError as worse:
+            self._give_up(frame, worse.error, worse.cause)
+            return
+        self._exit(frame, output, target)
+
+    # ---- Task
+
+    def _run_task(self, frame: Frame, scope: Scope) -> None:
+        state = frame.state
+        data = self.values.effective_input(frame, scope)
+        self.values.task_limits(frame, scope)  # a bad path fails before anything is started
+        token = self.engine.new_id() if state.waits_for_token else None
+        if token is not None:
+            token = task_token(self.progress.started["execution_arn"], token)
+            scope = self.values.scope(frame, token)
+        payload = data if state.parameters is None else state.parameters(data, scope)
+        check_size(payload, f"input of the state '{state.name}' after Parameters")
+        self._record_frame("scheduled", frame, payload=payload, token=token)
+        self._watch_task(frame)
+
+    def _watch_task(self, frame: Frame) -> None:
+        """Set the limits of a task that is in the journal, and start it unless its start call has already returned."""
+        task = frame.task
+        assert task is not None
+        timeout_s, _ = self.values.task_limits(frame, self.values.scope(frame))
+        self._watch_heartbeat(
+            frame
+        )  # before the longer limit: where both have passed meanwhile, the earlier one counts
+        if timeout_s < MAX_SECONDS:
+            due_at = task.scheduled_at + timeout_s
+            frame.timers.append(self._at(due_at, frame, partial(self._task_timed_out, error=TIMEOUT)))
+        if not task.submitted:
+            left_s = task.scheduled_at + timeout_s - self._now()
+            self.engine.clock.call_soon(partial(self._invoke, frame, frame.version, left_s))
+
+    def _watch_heartbeat(self, frame: Frame) -> None:
+        task = frame.task
+        if frame.state.heartbeat_s is None or task is None:
+            return
+        if frame.heartbeat_timer is not None:
+            frame.heartbeat_timer.cancel()
+        _, heartbeat_s = self.values.task_limits(frame, self.values.scope(frame))
+        due_at = task.heartbeat_at + (heartbeat_s or 0)
+        frame.heartbeat_timer = self._at(due_at, frame, partial(self._task_timed_out, error=HEARTBEAT_TIMEOUT))
+
+    def _task_timed_out(self, frame: Frame, error: str) -> None:
+        self._fail(frame, error, None)
+
+    def _invoke(self, frame: Frame, version: int, timeout_s: float) -> None:
+        with self.engine.lock:
+            task = frame.task
+            if frame.version != version or task is None or self.progress.finished is not None:
+                return
+            resource, payload = frame.state.resource, json.loads(json.dumps(task.payload))
+
+        def on_done(result: TaskResult) -> None:
+            self.engine.clock.call_soon(partial(self._task_done, frame, version, result))
+
+        self.engine.tasks.invoke(resource, payload, on_done, timeout_s)
+
+    def _task_done(self, frame: Frame, version: int, result: TaskResult) -> None:
+        with self.engine.lock:
+            task = frame.task
+            if frame.version != version or task is None or task.submitted or self.progress.finished is not None:
+                return
+            if isinstance(result, TaskError):
+                self._fail(frame, result.error, result.cause)
+            elif frame.state.waits_for_token:
+                self._record_frame("submitted", frame)
+            else:
+                self._accept_output(frame, result.output)
+
+    def _accept_output(self, frame: Frame, output: Any) -> None:
+        try:
+            text = check_size(output, f"result of the task in state '{frame.state.name}'")
+        except StateError as error:
+            self._fail(frame, error.error, error.cause)
+            return
+        self._record_frame("succeeded", frame, result=json.loads(text))
+        self._use_result(frame)
+
+    def _use_result(self, frame: Frame) -> None:
+        """ResultSelector, ResultPath and OutputPath (spec, "Input and Output Processing")."""
+        state, result, scope = frame.state, frame.result, self.values.scope(frame)
+        try:
+            if state.result_selector is not None:
+                result = state.result_selector(result, scope)
+            output = frame.input if state.result_keys is None else assign(frame.input, state.result_keys, result)
+            self._leave(frame, output, scope)
+        except StateError as error:
+            self._fail(frame, error.error, error.cause)
+
+    # ---- Pass, Wait, Choice, Succeed, Fail
+
+    def _run_pass(self, frame: Frame, scope: Scope) -> None:
+        state = frame.state
+        data = self.values.effective_input(frame, scope)
+        if state.parameters is not None:
+            data = state.parameters(data, scope)
+        result = data if state.result is None else state.result[0]
+        output = frame.input if state.result_keys is None else assign(frame.input, state.result_keys, result)
+        self._leave(frame, output, scope)
+
+    def _run_wait(self, frame: Frame, scope: Scope) -> None:
+        data = self.values.effective_input(frame, scope)
+        frame.timers.append(self._at(self.values.wait_until(frame, data, scope), frame, self._end_wait))
+
+    def _end_wait(self, frame: Frame) -> None:
+        scope = self.values.scope(frame)
+        try:
+            self._leave(frame, self.values.effective_input(frame, scope), scope)
+        except StateError as error:
+            self._fail(frame, error.error, error.cause)
+
+    def _run_choice(self, frame: Frame, scope: Scope) -> None:
+        state, data = frame.state, self.values.effective_input(frame, scope)
+        target = next((target for rule, target in state.choices if rule(data, scope)), state.default)
+        if target is None:
+            raise StateError(
+                NO_CHOICE_MATCHED, f"No choice rule of the state '{state.name}' matched, and it has no Default"
+            )
+        self._leave(frame, data, scope, target)
+
+    def _run_succeed(self, frame: Frame, scope: Scope) -> None:
+        self._leave(frame, self.values.effective_input(frame, scope), scope)
+
+    def _run_fail(self, frame: Frame, scope: Scope) -> None:
+        texts = []
+        for name, value in (("ErrorPath", frame.state.error), ("CausePath", frame.state.cause)):
+            text = value(frame.input, scope) if callable(value) else value
+            if text is not None and not isinstance(text, str):
+                raise StateError(
+                    RUNTIME, f"The {name} of the state '{frame.state.name}' must select a string, not '{quote(text)}'"
+                )
+            texts.append(text)
+        self._fail(frame, texts[0] or "", texts[1])
+
+    # ---- Parallel and Map
+
+    def _run_branches(self, frame: Frame, scope: Scope) -> None:
+        if frame.state.kind == "Map":
+            self.values.items(frame)
+        self._advance_branches(frame)
+
+    def _advance_branches(self, frame: Frame) -> None:
+        """Start the branches that may run now; join when all have ended."""
+        if frame.phase not in (RUN, BACKOFF):
+            return
+        try:
+            total, limit = self.values.branch_limits(frame)
+            while len(frame.children) < total and len(frame.children) - frame.ended_children < limit:
+                self._start_branch(frame, len(frame.children))
+        except StateError as error:
+            self._fail(frame, error.error, error.cause)
+            return
+        if frame.ended_children == total:
+            result = [frame.children[index].output for index in range(total)]
+            self._record_frame("succeeded", frame, result=result)
+            self._use_result(frame)
+
+    def _start_branch(self, frame: Frame, index: int) -> None:
+        branch, data = self.values.branch_input(frame, index)
+        child_id = f"{frame.id}/{index}"
+        self._enter_by_id(child_id, branch.states[branch.start_at].kind, branch.start_at, data)
+        self._later(self.progress.frames[child_id])
+
+
+def task_token(execution_arn: str, unique: str) -> str:
+    """A task token, opaque to everyone but ``execution_of_token``."""
+    return f"{TOKEN_PREFIX}{base64.urlsafe_b64encode(execution_arn.encode()).decode()}.{unique}"
+
+
+def execution_of_token(token: str) -> str | None:
+    """The ARN of the execution a token belongs to, or None when the text is no token."""
+    head, _, unique = token.partition(".")
+    if not unique or not head.startswith(TOKEN_PREFIX) or len(token) > MAX_TOKEN_CHARACTERS:
+        return None
+    try:
+        return base64.urlsafe_b64decode(head.removeprefix(TOKEN_PREFIX)).decode()
+    except ValueError:
+        return None
