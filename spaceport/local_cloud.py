@@ -39,10 +39,9 @@ from spaceport.base.clock import Clock
 from spaceport.base.durable import sync_folder
 from spaceport.jobs.runner import ProcessRunner, Runner
 from spaceport.jobs.sagemaker import SageMaker
+from spaceport.stack.root import CONTAINERS, TEMPLATE
 from spaceport.stack.template import ACCOUNT_ID, REGION, Function, Stack, Target, load_stack
 
-ROOT = Path(__file__).resolve().parent.parent
-TEMPLATE = ROOT / "template.yaml"
 LAMBDA_INVOKE = "arn:aws:states:::lambda:invoke"
 OPTIMIZED = {"dynamodb": "DynamoDB", "sns": "SNS", "events": "EventBridge"}  # service: prefix of its error names
 Listener = Callable[[dict[str, Any]], None]
@@ -124,7 +123,7 @@ class Engine:
         self.sagemaker = SageMaker(
             self.clock,
             self.storage,
-            runner or ProcessRunner(ROOT / "containers"),
+            runner or ProcessRunner(CONTAINERS),
             self.bus.put,
             jobs_dir=(jobs_dir or work / "jobs") if work else None,
             records_dir=work / "sagemaker" if work else None,

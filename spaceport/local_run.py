@@ -19,7 +19,8 @@ from spaceport.asl.journal import JournalError
 from spaceport.aws.storage import StorageError
 from spaceport.base.clock import RealClock
 from spaceport.base.durable import sync_file, sync_folder, write_json
-from spaceport.local_cloud import TEMPLATE, Engine
+from spaceport.local_cloud import Engine
+from spaceport.stack.root import TEMPLATE
 from spaceport.stack.template import load_stack
 
 Listener = Callable[[dict[str, Any]], None]

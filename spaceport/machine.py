@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from spaceport.stack.root import CONTAINERS
+
 PACKAGES = ("pycolmap", "numba", "numpy", "faiss-cpu", "pillow", "moto", "torch", "gsplat")
 MEMORY_NEEDED_GIB = 4
 DISK_NEEDED_GIB = 5
@@ -122,12 +124,11 @@ def compile_kernels() -> None:
 
     Raises RuntimeError with the program's own words when one cannot start.
     """
-    containers = Path(__file__).resolve().parent.parent / "containers"
     sample = "from spaceport.sample import render_sample; render_sample(Path(sys.argv[1]), 3, 64, 64)"
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(cores()) as pool:
         commands = [["-c", f"import sys; from pathlib import Path; {sample}", folder]]
         commands += [["-m", stage, "--selfcheck"] for stage in ("train", "compress", "sfm")]
-        environment = {**os.environ, "PYTHONPATH": str(containers)}
+        environment = {**os.environ, "PYTHONPATH": str(CONTAINERS)}
         list(pool.map(lambda command: _run_python(command, environment), commands))
 
 
