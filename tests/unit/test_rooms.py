@@ -45,6 +45,9 @@ REASON = f"# Longer than {LONGEST} lines: "
 KNOWN = {
     "train.engine",
     "uploads -> notifications",
+    "engine -> cpu",
+    "engine -> gpu",
+    "engine -> gpus",
     "sample",
     "sample_render",
     "sample_scene",
