@@ -13,49 +13,10 @@ from base import aws
 from base.failures import JobFailure
 from notifications import mails, results
 from table import jobs
-from tests.unit.fn_cloud import BUCKET, JOB, SENDER, ULID, Cloud, add_job, client_error, cloud, job_row, load_event, row
+from tests.unit.fn_cloud import BUCKET, JOB, SENDER, ULID, add_job, client_error, cloud, job_row, load_event, row
+from tests.unit.fn_notify import LINK, ended, fail, finished, succeed, sweep
 
 __all__ = ["cloud"]
-REPORT = {
-    "photos": {"total": 20, "registered": 19},
-    "training": {"psnr": 27.31, "gaussians": 123456},
-    "compression": {"sog_bytes": 2_500_000, "ply_bytes": 30_000_000},
-}
-LINK = f"https://pages.example.net/my-house/{JOB}/index.html"
-
-
-def finished(cloud: Cloud, **more) -> None:
-    """A job whose stages have all ended."""
-    folders = {"sfm": "sfm/", "train": "train/x/output/model/", "compress": "compress/"}
-    done = {
-        stage: {"stage": stage, "output_uri": f"s3://{BUCKET}/work/{JOB}/{folder}", "cost_usd": 1}
-        for stage, folder in folders.items()
-    }
-    add_job(results=done, **more)
-    cloud.put(f"work/{JOB}/train/x/output/model/scene.ply", b"ply")
-    for name in ("index.html", "viewer/main.js", "scene.sog", "report.html"):
-        cloud.put(f"work/{JOB}/compress/{name}", b"x")
-    cloud.put(f"work/{JOB}/compress/report.json", REPORT)
-
-
-def succeed(cloud: Cloud) -> dict:
-    return notify.handler({"kind": "succeeded", "job_id": JOB, "state": {}}, cloud.context)
-
-
-def fail(cloud: Cloud, error: str = "TOO_FEW_PHOTOS", cause: str = "TOO_FEW_PHOTOS: Only 3 photos") -> dict:
-    state = {"job_id": JOB, "error": {"Error": error, "Cause": cause}}
-    return notify.handler({"kind": "failed", "job_id": JOB, "state": state}, cloud.context)
-
-
-def sweep(cloud: Cloud) -> dict[str, str]:
-    return notify.handler(load_event("schedule"), cloud.context)["checked"]
-
-
-def ended(cloud: Cloud, status: str = "ABORTED", **detail) -> dict:
-    event = load_event("execution-status-change")
-    event["detail"] |= {"status": status, **detail}
-    assert event["detail"]["name"] == JOB
-    return notify.handler(event, cloud.context)
 
 
 def test_success_publishes_everything_and_the_page_last(cloud, monkeypatch):
@@ -345,95 +306,3 @@ def test_row_that_an_execution_without_an_upload_left_does_not_trouble_the_sweep
     fail(cloud)
     assert sweep(cloud) == {JOB: "no upload"}
     assert sweep(cloud) == {}
-
-
-class Bus:
-    """Takes events, or refuses them while ``refuses``."""
-
-    def __init__(self, refuses=False):
-        self.refuses, self.kinds = refuses, []
-
-    def put_events(self, Entries):
-        if not self.refuses:
-            self.kinds += [entry["DetailType"] for entry in Entries]
-        return {"FailedEntryCount": int(self.refuses), "Entries": [{"ErrorCode": "InternalFailure"}]}
-
-
-def test_event_that_was_refused_is_sent_by_the_sweep(cloud, monkeypatch):
-    bus = Bus(refuses=True)
-    monkeypatch.setattr(aws, "events", lambda: bus)
-    finished(cloud, open="job")
-    assert succeed(cloud)["status"] == "SUCCEEDED"
-    cloud.wait(notify.START_LIMIT_S)
-    assert sweep(cloud) == {JOB: "told, not announced"}
-    bus.refuses = False
-    assert sweep(cloud) == {JOB: "closed"}
-    assert sweep(cloud) == {}
-    assert (bus.kinds, len(cloud.messages())) == (["SceneSucceeded"], 1)
-
-
-def test_event_that_is_refused_for_a_day_is_given_up(cloud, monkeypatch):
-    monkeypatch.setattr(aws, "events", lambda: Bus(refuses=True))
-    add_job(open="job")
-    fail(cloud)
-    cloud.wait(notify.ANNOUNCE_LIMIT_S - 1)
-    assert sweep(cloud) == {JOB: "told, not announced"}
-    cloud.wait(2)
-    assert sweep(cloud) == {JOB: "closed"}
-
-
-def test_event_of_a_call_that_died_before_it_is_sent_by_the_next(cloud, monkeypatch):
-    bus = Bus()
-    monkeypatch.setattr(aws, "events", lambda: bus)
-    finished(cloud)
-    jobs.end_job(JOB, "SUCCEEDED", result_url=LINK, cost_usd=3)
-    assert jobs.claim_message(JOB, "SUCCEEDED") == "claimed"
-    jobs.mark_message_sent(JOB)  # and then the process is killed
-    assert succeed(cloud)["message"] == "sent before"
-    assert bus.kinds == [], "that call may still be about to send it"
-    cloud.wait(jobs.MESSAGE_CLAIM_S)
-    assert succeed(cloud)["message"] == "sent before"
-    assert ended(cloud, "SUCCEEDED")["message"] == "sent before"
-    assert bus.kinds == ["SceneSucceeded"]
-
-
-def test_message_is_claimed_for_the_end_that_it_tells(cloud):
-    """The row has changed since it was read: the message that was made from it must not go out."""
-    add_job("FAILED")
-    assert jobs.claim_message(JOB, "ABORTED") == "busy"
-    assert jobs.claim_message(JOB, "FAILED") == "claimed"
-
-
-def test_a_claim_lasts_longer_than_what_it_is_for(cloud):
-    """Claiming, sending by mail, then to the topic, and marking, all of them as slow as the clients allow."""
-
-    def worst_s(config):
-        tries = config.retries["total_max_attempts"]
-        pauses_s = sum(2**retry for retry in range(tries - 1))  # botocore's standard mode: at most 1, 2, 4, ... s
-        return tries * (config.connect_timeout + config.read_timeout) + pauses_s
-
-    assert 2 * worst_s(aws.TABLE_CONFIG) + 2 * worst_s(aws.SENDING_CONFIG) < jobs.MESSAGE_CLAIM_S
-    for client, config in ((aws.sns(), aws.SENDING_CONFIG), (aws.sesv2(), aws.SENDING_CONFIG)):
-        assert client.meta.config.read_timeout == config.read_timeout
-    assert aws.table("jobs").meta.client.meta.config.read_timeout == aws.TABLE_CONFIG.read_timeout
-
-
-def test_events_for_other_systems(cloud, monkeypatch):
-    entries = []
-
-    class Bus:
-        def put_events(self, Entries):
-            entries.extend(Entries)
-            return {"FailedEntryCount": 0}
-
-    monkeypatch.setattr(aws, "events", Bus)
-    add_job()
-    fail(cloud)
-    ((source, kind, detail),) = [(e["Source"], e["DetailType"], json.loads(e["Detail"])) for e in entries]
-    assert (source, kind, detail["job_id"], detail["failure"]["code"]) == (
-        "spaceport",
-        "SceneFailed",
-        JOB,
-        "TOO_FEW_PHOTOS",
-    )
-    assert ULID in detail["job_id"]

@@ -89,8 +89,6 @@ KNOWN = {
     "tests/state_machine/test_asl_execution.py",
     "tests/state_machine/test_path_soundness.py",
     "tests/unit/test_engine_local_run.py",
-    "tests/unit/test_functions_notify.py",
-    "tests/unit/test_functions_stages.py",
     "tests/unit/test_sagemaker_player_jobs.py",
 }
 
