@@ -85,6 +85,13 @@ def write_stage_inputs(folder: Path, gaussians: Gaussians, views: list[View]) ->
         save_photo(sfm / "images" / view.name, np.clip(render(gaussians, view)[0], 0, 1))
     write_colmap(sfm / "sparse", views, gaussians.means[::10])
     (sfm / "scene.json").write_text(json.dumps(scene_json(len(views), len(gaussians.means[::10]))))
+    (sfm / "photos.json").write_text(json.dumps(photos_json(views)))
+    write_ply(train / "scene.ply", gaussians)
+    (train / "metrics.json").write_text(json.dumps(metrics_json(gaussians, views)))
+    return sfm, train
+
+
+def photos_json(views: list[View]) -> list[dict[str, Any]]:
     photos = [
         {"name": v.name, "image": f"images/{v.name}", "registered": True, "code": None, "reason": None} for v in views
     ]
@@ -95,10 +102,7 @@ def write_stage_inputs(folder: Path, gaussians: Gaussians, views: list[View]) ->
         "code": "NOT_REGISTERED",
         "reason": "Too <blurred>.",
     }
-    (sfm / "photos.json").write_text(json.dumps([*photos, lost]))
-    write_ply(train / "scene.ply", gaussians)
-    (train / "metrics.json").write_text(json.dumps(metrics_json(gaussians, views)))
-    return sfm, train
+    return [*photos, lost]
 
 
 def scene_json(photos: int, points: int) -> dict[str, Any]:
@@ -115,18 +119,24 @@ def scene_json(photos: int, points: int) -> dict[str, Any]:
         "center": [0.0, 0.0, 0.0],
         "radius": 4.5,
         "matcher": "exhaustive",
+        "settings": "fast",
+        "gravity": "camera up",
         "seconds": 12.5,
         "versions": {"pycolmap": "4.2.1"},
     }
 
 
 def metrics_json(gaussians: Gaussians, views: list[View]) -> dict[str, Any]:
-    heldout = [{"name": view.name, "psnr": 30.0, "ssim": 0.95} for view in views[::8]]
+    heldout = [
+        {"name": view.name, "psnr": 30.0, "ssim": 0.95, "psnr_fitted": 30.5, "gain": [1.0, 1.0, 1.0]}
+        for view in views[::8]
+    ]
     curve = [
         {"iteration": i, "seconds": i / 10, "psnr": 18 + i / 60, "gaussians": 900 + i} for i in range(100, 701, 100)
     ]
     return {
         "seconds": 70.0,
+        "training_seconds": 60.0,
         "iterations": 700,
         "stop_reason": "max_iterations",
         "device": "cpu",
@@ -138,6 +148,7 @@ def metrics_json(gaussians: Gaussians, views: list[View]) -> dict[str, Any]:
         "image_height": HEIGHT,
         "psnr": 30.0,
         "psnr_median": 30.0,
+        "psnr_fitted": 30.5,
         "ssim": 0.95,
         "train_psnr": 31.0,
         "heldout": heldout,

@@ -15,7 +15,7 @@ from typing import Any
 
 from compress.fetch_viewer import viewer_package
 from compress.templates import environment
-from job.contract import write_json_atomically
+from job.documents import write_json_atomically
 
 PAGE_FOLDER = Path(__file__).parent / "page"
 VIEWER_FILES = {"public/index.js": "index.js", "public/index.css": "index.css", "LICENSE": "LICENSE-viewer.txt"}

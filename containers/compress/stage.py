@@ -20,7 +20,7 @@ from compress.spz import decode_spz, encode_spz
 from compress.start_camera import choose_start_camera, viewer_settings
 from compress.verify import check_sog, check_spz, rows_in_clean
 from job import Job, StageError
-from job.contract import write_json_atomically
+from job.documents import write_json_atomically
 from splat.cameras import Scene, read_scene
 from splat.images import save_photo
 from splat.model import Gaussians, read_ply

@@ -18,26 +18,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from job.documents import ProgressJson, write_document
+from job.errors import StageError, StopRequested
+
 REASON_LIMIT = 1024  # characters of FailureReason and ExitMessage that SageMaker keeps
 OPTION_PREFIX = "SPACEPORT_OPTION_"
 PROGRESS_INTERVAL_S = 0.5
 RESERVE_BYTES = 16 * 1024
-
-
-class StageError(Exception):
-    """A failure that the user can act on.
-
-    ``code`` is stable and upper case (``TOO_FEW_PHOTOS``); ``reason`` says what was wrong, where, and what to do.
-    """
-
-    def __init__(self, code: str, reason: str) -> None:
-        super().__init__(f"{code}: {reason}")
-        self.code = code
-        self.reason = reason
-
-
-class StopRequested(Exception):
-    """SIGTERM came and the stage has saved what it can; it ends without a result."""
 
 
 class JobKind(StrEnum):
@@ -55,7 +42,7 @@ class Job:
     options: dict[str, str]
     stop_requested: bool = False
     started_at: float = field(default_factory=time.time)
-    _progress: dict[str, Any] = field(default_factory=dict)
+    _progress: ProgressJson | None = None
     _progress_written_at: float = 0.0
     _stops_at_once: bool = False
 
@@ -109,24 +96,24 @@ class Job:
         """
         now = time.time()
         previous = self._progress
-        new_phase = (previous.get("unit"), previous.get("message")) != (unit, message)
+        new_phase = previous is None or (previous.unit, previous.message) != (unit, message)
         if new_phase:
             self._phase_started = now
         if not new_phase and step < total and now - self._progress_written_at < PROGRESS_INTERVAL_S:
             return
         if eta_s is None and step > 0:
             eta_s = (now - self._phase_started) / step * (total - step)
-        self._progress = {
-            "stage": self.stage,
-            "step": step,
-            "total": total,
-            "unit": unit,
-            "started_at": self.started_at,
-            "eta_s": eta_s,
-            "message": message,
-        }
+        self._progress = ProgressJson(
+            stage=self.stage,
+            step=step,
+            total=total,
+            unit=unit,
+            started_at=self.started_at,
+            eta_s=eta_s,
+            message=message,
+        )
         self._progress_written_at = now
-        write_json_atomically(self.progress_folder / "progress.json", self._progress)
+        write_document(self.progress_folder / "progress.json", self._progress)
 
     _phase_started: float = 0.0
 
@@ -190,10 +177,3 @@ def read_options(kind: JobKind, root: Path) -> dict[str, str]:
         file = root / "input/config/hyperparameters.json"
         return {str(k): str(v) for k, v in json.loads(file.read_text()).items()} if file.is_file() else {}
     return {k[len(OPTION_PREFIX) :].lower(): v for k, v in os.environ.items() if k.startswith(OPTION_PREFIX)}
-
-
-def write_json_atomically(path: Path, value: Any) -> None:
-    """A reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value), encoding="utf-8")
-    temporary.replace(path)

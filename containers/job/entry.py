@@ -14,7 +14,9 @@ from typing import Protocol, cast
 
 from pydantic import ValidationError
 
-from job.contract import Job, JobKind, StageError, StopRequested, log_event
+from job.contract import Job, JobKind, log_event
+from job.documents import Document, describe_problems
+from job.errors import StageError, StopRequested
 
 STOPPED_EXIT_STATUS = 143  # 128 + SIGTERM, as a shell reports it
 
@@ -111,6 +113,8 @@ def as_stage_error(error: BaseException) -> StageError:
         )
     if isinstance(error, MemoryError):
         return StageError("OUT_OF_MEMORY", "Memory ran out. Use fewer or smaller photos, or a larger instance.")
+    if isinstance(error, ValidationError) and error.title in {model.__name__ for model in Document.__subclasses__()}:
+        return StageError("INTERNAL_ERROR", f"{error.title} {describe_problems(error)}. This is a fault of Spaceport.")
     if isinstance(error, ValidationError):
         return StageError("BAD_OPTION", describe_validation_error(error))
     return StageError(

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from job import Job
-from job.contract import write_json_atomically
+from job.documents import write_json_atomically
 from sfm.child import run_mapping
 from sfm.options import Options
 from sfm.phase import phase

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job import StageError
-from job.contract import write_json_atomically
+from job.documents import write_json_atomically
 from splat.cameras import fitted_size
 from train import checkpoint
 

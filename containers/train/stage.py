@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from job import Job, StageError, StopRequested
-from job.contract import write_json_atomically
+from job.documents import write_json_atomically
 from splat.cameras import Scene, View, read_scene
 from splat.model import Gaussians, write_ply
 from splat.threads import available_cores

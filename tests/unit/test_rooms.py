@@ -30,7 +30,7 @@ IMPORTS = {
     "functions": set(),
     "containers": set(),
     "spaceport": set(),
-    "deploy": {"functions", "spaceport"},
+    "deploy": {"functions", "containers", "spaceport"},
     "benchmarks": {"functions", "containers", "spaceport", "deploy"},
 }
 ROOMS_ON_TOP, FLOORS_AT_MOST = 13, 6  # of spaceport/
