@@ -22,11 +22,12 @@ import numpy as np
 
 from benchmarks.recording import RESULTS, write_result
 from compress.codebook import palette_size
-from compress.evaluate import draw, heldout_views, limited_psnr, spread
+from compress.evaluate import draw, heldout_views, limited_psnr
 from compress.sog_decode import decode_sog
 from splat.cameras import Scene, View, read_scene
 from splat.images import load_photo
 from splat.model import Gaussians, read_ply
+from splat.spread import spread
 
 ROOT = Path(__file__).resolve().parents[1]
 

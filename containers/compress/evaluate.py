@@ -23,6 +23,7 @@ from splat.images import load_photo
 from splat.metrics import psnr, ssim
 from splat.model import Gaussians
 from splat.render import render
+from splat.spread import spread
 
 GATE_DB = 45.0
 GATE_VIEWS = 4
@@ -60,13 +61,6 @@ class Quality:
     @property
     def ssim(self) -> float | None:
         return float(np.mean([photo.ssim for photo in self.heldout])) if self.heldout else None
-
-
-def spread(views: list[View], count: int) -> list[View]:
-    """At most ``count`` of the views, evenly spaced in their order."""
-    if len(views) <= count:
-        return views
-    return [views[i] for i in np.linspace(0, len(views) - 1, count).round().astype(int)]
 
 
 def heldout_views(scene: Scene, names: Sequence[str] = ()) -> list[View]:

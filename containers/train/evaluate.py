@@ -80,10 +80,3 @@ def fit_exposure(image: NDArray[np.floating], truth: NDArray[np.floating]) -> ND
 def render_clipped(engine: Engine, photo: Photo, sh_degree: int) -> NDArray[np.float32]:
     """[H, W, 3] in 0..1, at the exposure of the photo."""
     return np.clip(engine.render(photo.view, sh_degree) * np.array(photo.gain, np.float32), 0.0, 1.0)
-
-
-def spread(items: list[Photo], most: int) -> list[Photo]:
-    """At most ``most`` of ``items``, evenly spread."""
-    if len(items) <= most:
-        return items
-    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]

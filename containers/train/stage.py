@@ -14,11 +14,12 @@ from job import Job, StageError, StopRequested
 from job.documents import write_json_atomically
 from splat.cameras import Scene, View, read_scene
 from splat.model import Gaussians, write_ply
+from splat.spread import spread
 from splat.threads import available_cores
 from train import memory, presets
 from train.dataset import Dataset, initial_gaussians, load_dataset
 from train.engine import Engine, Photo, gpu_available, open_engine
-from train.evaluate import mean_psnr, score, spread
+from train.evaluate import mean_psnr, score
 from train.exposure import compensated, is_compensated, measure
 from train.gpu import device
 from train.memory import Plan

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from job import Job, StageError, StopRequested
 from splat.model import Gaussians
+from splat.spread import spread
 from train import checkpoint
 from train.dataset import Dataset, scene_extent
 from train.engine import Engine, Photo
-from train.evaluate import Score, mean_psnr, score, spread
+from train.evaluate import Score, mean_psnr, score
 from train.presets import Preset
 from train.relocation import refine
 from train.stopping import Clock, Plateau
