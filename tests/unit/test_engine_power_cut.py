@@ -10,7 +10,7 @@ import pytest
 from spaceport import local_run
 from spaceport.asl.journal import FileJournal
 from spaceport.jobs.runner import ProcessRunner
-from tests.unit.test_engine_local_run import mails, states, write_photos, write_stages
+from tests.unit.local_stages import mails, states, write_photos, write_stages
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to see what is synced")
 

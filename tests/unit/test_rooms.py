@@ -77,10 +77,8 @@ KNOWN = {
     "spaceport/sample_render.py",
     "spaceport/sample_scene.py",
     "spaceport/stack/template.py",
-    "tests/containers/test_compress_stage.py",
     "tests/containers/test_train_kernels.py",
     "tests/containers/test_train_stage.py",
-    "tests/deploy/test_deploy_template.py",
     "tests/state_machine/pathproof/expressions.py",
     "tests/state_machine/pathproof/shapes.py",
     "tests/state_machine/simulator/catalog.py",
@@ -88,8 +86,6 @@ KNOWN = {
     "tests/state_machine/simulator/world.py",
     "tests/state_machine/test_asl_execution.py",
     "tests/state_machine/test_path_soundness.py",
-    "tests/unit/test_engine_local_run.py",
-    "tests/unit/test_sagemaker_player_jobs.py",
 }
 
 
