@@ -6,6 +6,7 @@ import json
 
 from pydantic import BaseModel
 
+from compress.viewer_settings import ViewerSettings
 from job.documents import Metrics, PhotosJson, ProgressJson, Report, SceneJson
 
 FOLDER = "events/schemas"
@@ -15,6 +16,7 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
     "progress": ProgressJson,
     "report": Report,
     "scene": SceneJson,
+    "settings": ViewerSettings,
 }
 
 

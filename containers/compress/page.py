@@ -11,11 +11,11 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from compress.fetch_viewer import viewer_package
 from compress.templates import environment
-from job.documents import write_json_atomically
+from compress.viewer_settings import ViewerSettings
+from job.documents import write_document
 
 PAGE_FOLDER = Path(__file__).parent / "page"
 VIEWER_FILES = {"public/index.js": "index.js", "public/index.css": "index.css", "LICENSE": "LICENSE-viewer.txt"}
@@ -37,7 +37,7 @@ MODULE = "./index.js"  # as page.js imports the viewer
 INLINED = {"scene.sog": "application/octet-stream", "settings.json": "application/json", "poster.jpg": "image/jpeg"}
 
 
-def write_page(folder: Path, title: str, settings: dict[str, Any]) -> None:
+def write_page(folder: Path, title: str, settings: ViewerSettings) -> None:
     """Put index.html, settings.json and what they load into ``folder``; every address is relative to it.
 
     Raises StageError VIEWER_MISSING when the viewer was not fetched.
@@ -47,7 +47,7 @@ def write_page(folder: Path, title: str, settings: dict[str, Any]) -> None:
         shutil.copyfile(package / source, folder / name)
     for name in PAGE_FILES:
         shutil.copyfile(PAGE_FOLDER / name, folder / name)
-    write_json_atomically(folder / "settings.json", settings)
+    write_document(folder / "settings.json", settings)
     html = (
         environment()
         .get_template("index.html.j2")

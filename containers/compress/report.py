@@ -2,153 +2,125 @@
 
 from __future__ import annotations
 
-import json
+import math
 import platform
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import jsonschema
 
 from compress.evaluate import Quality
 from compress.fetch_viewer import pinned_version
-from job import StageError
-
-SCHEMA_FILE = Path(__file__).parent / "report.schema.json"
-SFM_KEYS = ("seconds", "points", "reprojection_error_px", "georeferenced", "gps_residual_m")
-TRAINING_KEYS = (
-    *("seconds", "iterations", "stop_reason", "saved_seconds", "rollbacks", "device", "gaussians", "sh_degree"),
-    *("psnr", "ssim", "train_psnr", "heldout_are", "exposure"),
+from compress.options import ReportOptions
+from job.documents import (
+    Metrics,
+    PhotoRow,
+    PhotosJson,
+    RejectedPhoto,
+    Report,
+    ReportCompression,
+    ReportCost,
+    ReportPhotos,
+    ReportSfm,
+    ReportStraggler,
+    ReportTraining,
+    SceneJson,
+    read_document,
 )
-STRAGGLER_KEYS = ("name", "below_db", "reason", "detail")
+
 NO_REASON = "Not registered: too little in common with the other photos."
 
 
-def read_input(path: Path, keys: tuple[str, ...]) -> Any:
-    """A JSON file of an earlier stage. Raises StageError BAD_INPUT naming the file and the key that is missing."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StageError("BAD_INPUT", f"The stage before left no {path.name}. Run it again.") from None
-    except ValueError as error:
-        raise StageError("BAD_INPUT", f"{path.name} of the stage before is not JSON ({error}). Run it again.") from None
-    require(path.name, value if isinstance(value, list) else [value], keys)
-    return value
+@dataclass(frozen=True)
+class EarlierStages:
+    """What the stages before say of their work."""
+
+    scene: SceneJson
+    photos: list[PhotoRow]
+    metrics: Metrics
 
 
-def require(name: str, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> None:
-    missing = sorted({key for row in rows for key in keys if key not in row})
-    if missing:
-        raise StageError("BAD_INPUT", f"{name} of the stage before has no {', '.join(missing)}. Run it again.")
-
-
-def read_number(options: dict[str, str], name: str) -> float | None:
-    """An option that is a number of at least 0, None when it is absent or empty. Raises StageError BAD_OPTION."""
-    text = options.get(name, "").strip()
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise StageError("BAD_OPTION", f"Option '{name}' is {text!r}; it must be a number of at least 0.")
-    return value
-
-
-def read_scene_json(sfm: Path) -> dict[str, Any]:
-    value: dict[str, Any] = read_input(sfm / "scene.json", ("photos", "registered", "versions", *SFM_KEYS))
-    return value
-
-
-def read_metrics(train: Path) -> dict[str, Any]:
-    more = ("heldout", "stragglers", "curve", "image_width", "image_height", "versions")
-    value: dict[str, Any] = read_input(train / "metrics.json", TRAINING_KEYS + more)
-    require("metrics.json", value["stragglers"], STRAGGLER_KEYS)
-    return value
+def read_earlier_stages(sfm: Path, train: Path) -> EarlierStages:
+    """Raises StageError BAD_INPUT naming the file and the field that is missing or wrong."""
+    return EarlierStages(
+        read_document(sfm / "scene.json", SceneJson),
+        read_document(sfm / "photos.json", PhotosJson).root,
+        read_document(train / "metrics.json", Metrics),
+    )
 
 
 def build_report(
-    options: dict[str, str],
-    sfm: Path,
-    metrics: dict[str, Any],
-    seconds: float,
-    sizes: tuple[int, int],
-    quality: Quality,
-) -> dict[str, Any]:
-    """report.json as its schema wants it.
+    options: ReportOptions, earlier: EarlierStages, seconds: float, ply_bytes: int, sog_bytes: int, quality: Quality
+) -> Report:
+    """``seconds``: wall time of this stage so far.
 
-    ``metrics`` is what ``read_metrics`` returns, ``seconds`` the wall time of this stage so far, ``sizes`` are the
-    bytes of scene.ply and scene.sog. The cost is what the stages before spent plus this one's time at the option
-    ``price_usd_per_hour``.
+    The cost is what the stages before spent plus this one's time at its hourly price.
     """
-    scene = read_scene_json(sfm)
-    photos = read_input(sfm / "photos.json", ("name", "registered", "code", "reason"))
-    ply_bytes, sog_bytes = sizes
-    spent = read_number(options, "spent_usd") or 0.0
-    price = read_number(options, "price_usd_per_hour") or 0.0
-    report = {
-        "job_id": options.get("job_id") or "local",
-        "title": read_title(options),
-        "created_at": read_created_at(options),
-        "photos": {
-            "total": scene["photos"],
-            "registered": scene["registered"],
-            "rejected": [
-                {"name": photo["name"], "reason": photo["reason"] or photo["code"] or NO_REASON}
-                for photo in photos
-                if not photo["registered"]
-            ],
-        },
-        "sfm": {key: scene[key] for key in SFM_KEYS},
-        "training": {
-            **{key: metrics[key] for key in TRAINING_KEYS},
-            "heldout_photos": len(metrics["heldout"]),
-            "stragglers": [{key: one[key] for key in STRAGGLER_KEYS} for one in metrics["stragglers"]],
-        },
-        "compression": {
-            "seconds": round(seconds, 3),
-            "ply_bytes": ply_bytes,
-            "sog_bytes": sog_bytes,
-            "ratio": round(ply_bytes / sog_bytes, 3),
-            "psnr_vs_uncompressed": quality.psnr_vs_uncompressed,
-            "psnr": quality.psnr,
-            "ssim": quality.ssim,
-        },
-        "cost": {
-            "estimated_usd": read_number(options, "estimated_usd"),
-            "actual_usd": round(spent + seconds * price / 3600, 6),
-            "basis": options.get("cost_basis") or default_basis(price),
-        },
-        "versions": {**own_versions(), **text_values(scene["versions"]), **text_values(metrics["versions"])},
-    }
-    check_report(report)
-    return report
+    scene, price = earlier.scene, options.price_usd_per_hour or 0.0
+    return Report(
+        job_id=options.job_id or "local",
+        title=options.headline,
+        created_at=options.created_at.isoformat(timespec="seconds"),
+        photos=ReportPhotos(total=scene.photos, registered=scene.registered, rejected=rejected(earlier.photos)),
+        sfm=ReportSfm(
+            seconds=scene.seconds,
+            points=scene.points,
+            reprojection_error_px=scene.reprojection_error_px,
+            georeferenced=scene.georeferenced,
+            gps_residual_m=scene.gps_residual_m,
+        ),
+        training=report_training(earlier.metrics),
+        compression=ReportCompression(
+            seconds=round(seconds, 3),
+            ply_bytes=ply_bytes,
+            sog_bytes=sog_bytes,
+            ratio=round(ply_bytes / sog_bytes, 3),
+            psnr_vs_uncompressed=quality.psnr_vs_uncompressed,
+            psnr=quality.psnr,
+            ssim=quality.ssim,
+        ),
+        cost=ReportCost(
+            estimated_usd=options.estimated_usd,
+            actual_usd=round((options.spent_usd or 0.0) + seconds * price / 3600, 6),
+            basis=options.cost_basis or default_basis(price),
+        ),
+        versions={**own_versions(), **scene.versions, **earlier.metrics.versions},
+    )
 
 
-def check_report(report: dict[str, Any]) -> None:
-    """Raises StageError BAD_REPORT naming the field that the schema refuses."""
-    schema = json.loads(SCHEMA_FILE.read_text())
-    try:
-        jsonschema.validate(report, schema, format_checker=jsonschema.FormatChecker())
-    except jsonschema.ValidationError as error:
-        where = "/".join(str(part) for part in error.absolute_path) or "the report"
-        raise StageError("BAD_REPORT", f"report.json would be wrong at {where}: {error.message}.") from error
+def rejected(photos: list[PhotoRow]) -> list[RejectedPhoto]:
+    return [
+        RejectedPhoto(name=photo.name, reason=photo.reason or photo.code or NO_REASON)
+        for photo in photos
+        if not photo.registered
+    ]
 
 
-def read_title(options: dict[str, str]) -> str:
-    return options.get("title", "").strip() or options.get("scene", "").strip() or "Scene"
+def report_training(metrics: Metrics) -> ReportTraining:
+    return ReportTraining(
+        seconds=metrics.seconds,
+        iterations=metrics.iterations,
+        stop_reason=metrics.stop_reason,
+        saved_seconds=metrics.saved_seconds,
+        rollbacks=metrics.rollbacks,
+        device=metrics.device,
+        gaussians=metrics.gaussians,
+        sh_degree=metrics.sh_degree,
+        psnr=finite(metrics.psnr),
+        ssim=finite(metrics.ssim),
+        train_psnr=finite(metrics.train_psnr),
+        heldout_are=metrics.heldout_are,
+        exposure=metrics.exposure,
+        heldout_photos=len(metrics.heldout),
+        stragglers=[
+            ReportStraggler(name=one.name, below_db=one.below_db, reason=one.reason, detail=one.detail)
+            for one in metrics.stragglers
+        ],
+    )
 
 
-def read_created_at(options: dict[str, str]) -> str:
-    """ISO 8601 with a time zone; now when the option is absent. Raises StageError BAD_OPTION."""
-    text = options.get("created_at", "").strip()
-    try:
-        when = datetime.fromisoformat(text) if text else datetime.now(UTC)
-    except ValueError:
-        raise StageError("BAD_OPTION", f"Option 'created_at' is {text!r}; it must be an ISO 8601 time.") from None
-    return (when if when.tzinfo else when.replace(tzinfo=UTC)).isoformat(timespec="seconds")
+def finite(value: float) -> float | None:
+    """JSON has neither infinity nor NaN, which the SSIM of a photo smaller than its window is."""
+    return value if math.isfinite(value) else None
 
 
 def default_basis(price_usd_per_hour: float) -> str:
@@ -161,7 +133,3 @@ def own_versions() -> dict[str, str]:
     """What made the files of this stage."""
     packages = {name: version(name) for name in ("numpy", "pillow", "faiss-cpu")}
     return {"python": platform.python_version(), **packages, "supersplat-viewer": pinned_version()}
-
-
-def text_values(values: dict[str, Any]) -> dict[str, str]:
-    return {str(key): str(value) for key, value in values.items()}

@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -17,12 +16,13 @@ from PIL import Image
 
 from compress.evaluate import GATE_DB, PhotoQuality
 from compress.templates import environment
+from job.documents import CurvePoint, ExposureSummary, Report, ReportTraining, StragglerReason
 
 PREVIEW_PAIRS = 3
 PREVIEW_LONG_SIDE = 900
 PLOT_WIDTH, PLOT_HEIGHT = 640, 280
 # What a photo that fits badly has, and what whoever took it can do.
-STRAGGLERS = {
+STRAGGLERS: dict[StragglerReason, tuple[str, str]] = {
     "exposure": (
         "Its brightness or colour differs from the other photos.",
         "Keep exposure and white balance fixed while taking photos.",
@@ -60,9 +60,7 @@ class Pair:
     height: int
 
 
-def write_report_page(
-    path: Path, report: dict[str, Any], curve: list[dict[str, Any]], heldout: list[PhotoQuality]
-) -> None:
+def write_report_page(path: Path, report: Report, curve: list[CurvePoint], heldout: list[PhotoQuality]) -> None:
     """Write the page; ``curve`` is the one of metrics.json."""
     html = (
         environment()
@@ -71,9 +69,12 @@ def write_report_page(
             report=report,
             pairs=choose_pairs(heldout),
             curve=draw_curve(curve),
-            ended=why_training_ended(report["training"]),
-            exposure=exposure_of(report["training"]["exposure"]),
-            stragglers=[(one["name"], one["below_db"], *STRAGGLERS[one["reason"]]) for one in worst_first(report)],
+            ended=why_training_ended(report.training),
+            exposure=describe_exposure(report.training.exposure),
+            stragglers=[
+                (one.name, one.below_db, *STRAGGLERS[one.reason])
+                for one in sorted(report.training.stragglers, key=lambda one: -one.below_db)
+            ],
             gate_db=GATE_DB,
             date=date,
             duration=duration,
@@ -85,30 +86,25 @@ def write_report_page(
     path.write_text(html, encoding="utf-8")
 
 
-def worst_first(report: dict[str, Any]) -> list[dict[str, Any]]:
-    return sorted(report["training"]["stragglers"], key=lambda one: -one["below_db"])
-
-
-def why_training_ended(training: dict[str, Any]) -> str:
-    """Sentences on the end of the training, and on what it had to mend on its way."""
-    saved = f", {duration(training['saved_seconds'])} before its time" if training["saved_seconds"] >= 1 else ""
+def why_training_ended(training: ReportTraining) -> str:
+    """Sentences on the end of the training, and on how often it diverged."""
+    saved = f", {duration(training.saved_seconds)} before its time" if training.saved_seconds >= 1 else ""
     ended = {
         "plateau": f"It ended by itself when it did not get better any more{saved}.",
         "max_iterations": "It ended after all the steps it was given.",
         "time_budget": "It ended when its time was used up.",
         "cost_limit": "It ended when what the cost limit left for it was used up; a higher limit may make it better.",
-    }.get(training["stop_reason"], f"It ended: {training['stop_reason'].replace('_', ' ')}.")
-    times = training["rollbacks"]
+    }.get(training.stop_reason, f"It ended: {training.stop_reason.replace('_', ' ')}.")
+    times = training.rollbacks
     if not times:
         return ended
     count = "once" if times == 1 else f"{times} times"
-    return f"{ended} It went astray {count}, and went on from its best state in smaller steps."
+    return f"{ended} It diverged {count}, and restarted from its last good state in smaller steps."
 
 
-def exposure_of(exposure: dict[str, Any]) -> str:
-    """``spread`` is the standard deviation of the logarithm of the photos' gains."""
-    percent = 100 * math.expm1(exposure["spread"])
-    if exposure["compensated"]:
+def describe_exposure(exposure: ExposureSummary) -> str:
+    percent = 100 * math.expm1(exposure.spread)
+    if exposure.compensated:
         return f"varies by about {percent:.0f} % from photo to photo; evened out before training"
     return f"varies by about {percent:.1f} % from photo to photo; left as it is"
 
@@ -141,10 +137,9 @@ def data_uri(image: NDArray[np.uint8], size_px: tuple[int, int]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def draw_curve(curve: list[dict[str, Any]]) -> Markup | None:
+def draw_curve(curve: list[CurvePoint]) -> Markup | None:
     """Inline SVG of held-out PSNR over iterations; None with fewer than two points."""
-    points = [(float(p["iteration"]), float(p["psnr"])) for p in curve if p.get("psnr") is not None]
-    points = [p for p in points if math.isfinite(p[1])]
+    points = [(float(p.iteration), p.psnr) for p in curve if math.isfinite(p.psnr)]
     if len(points) < 2:
         return None
     xs, ys = zip(*points, strict=True)

