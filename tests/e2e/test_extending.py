@@ -1,0 +1,113 @@
+"""The worked examples of docs/extending.md, carried out on a copy of the tree."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from base import aws
+from spaceport.aws.eventbridge import EventBus
+from spaceport.base.clock import VirtualClock
+from spaceport.stack.template import Rule, Target, read_template, transform
+from tests.extending import PAGE, Tree, read_example
+from tests.unit.fn_cloud import JOB, Cloud, add_job, cloud
+from tests.unit.fn_notify import fail, finished, succeed
+
+__all__ = ["cloud"]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return Tree.copied(tmp_path / "copy")
+
+
+class Webhook:
+    """A chat on this machine."""
+
+    def __init__(self) -> None:
+        webhook, self.texts = self, []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                webhook.texts.append(json.loads(body)["text"])
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None: ...
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def webhook():
+    chat = Webhook()
+    yield chat
+    chat.server.shutdown()
+    chat.server.server_close()
+
+
+def succeeds(cloud: Cloud) -> None:
+    finished(cloud)
+    succeed(cloud)
+
+
+def fails(cloud: Cloud) -> None:
+    add_job()
+    fail(cloud)
+
+
+@pytest.mark.parametrize(
+    ("end", "line"),
+    [
+        (succeeds, f"my-house is ready: https://pages.example.net/my-house/{JOB}/index.html"),
+        (fails, "my-house failed: Only 3 photos"),
+    ],
+)
+def test_a_new_receiver_of_events(tree, cloud, webhook, monkeypatch, end, line):
+    """The real notify function sends the event; the bus matches it with the receiver's rule and calls its function."""
+    example = read_example("A new receiver of events", PAGE.read_text())
+    (path,) = example.touched
+    tree.change(example)
+    template = transform(read_template(tree.root / path), {"WebhookUrl": webhook.url}, tree.root, "us-east-1")
+    resources = template["Resources"].values()
+    (function,) = (r["Properties"] for r in resources if r["Type"] == "AWS::Lambda::Function")
+    (rule,) = (r["Properties"] for r in resources if r["Type"] == "AWS::Events::Rule")
+    assert [target["Arn"] for target in rule["Targets"]] == [{"Fn::GetAtt": ["PostFunction", "Arn"]}]
+
+    def call(_: Target, event: dict[str, Any]) -> None:
+        module: dict[str, Any] = {}
+        exec(function["Code"]["ZipFile"], module)
+        module[function["Handler"].partition(".")[2]](event, None)
+
+    monkeypatch.setenv("WEBHOOK_URL", webhook.url)
+    clock = VirtualClock()
+    bus = EventBus(
+        clock, [Rule("SceneEnded", "rule", "arn", rule["EventPattern"], None, (Target("arn"),))], call,
+        iter("abcdefgh").__next__, "123456789012", "us-east-1",
+    )  # fmt: skip
+    monkeypatch.setattr(aws, "events", lambda: BusClient(bus))
+    bus.put("aws.s3", "Object Created", {"scene": "no scene has ended"})
+    end(cloud)
+    while clock.run_next():
+        pass
+    (text,) = webhook.texts
+    assert text.startswith(line)
+
+
+class BusClient:
+    """boto3's client of the embedded bus."""
+
+    def __init__(self, bus: EventBus) -> None:
+        self.bus = bus
+
+    def put_events(self, **request: Any) -> dict[str, Any]:
+        return self.bus.call("PutEvents", request)
