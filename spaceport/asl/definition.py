@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from spaceport.asl.choice import compile_rule, parse_timestamp
-from spaceport.asl.errors import ALL, RUNTIME
-from spaceport.asl.intrinsics import Expression
+from spaceport.asl.choice import compile_rule
+from spaceport.asl.errors import ALL, RUNTIME, not_supported
 from spaceport.asl.model import (
     MAX_SECONDS,
     Branch,
@@ -21,13 +20,8 @@ from spaceport.asl.model import (
     Retrier,
     State,
 )
-from spaceport.asl.paths import Path, compile_path, compile_reference_path
-from spaceport.asl.templates import (
-    compile_expression,
-    compile_template,
-    context_paths_in,
-    template_uses_random,
-)
+from spaceport.asl.paths import Path, compile_path, compile_result_path
+from spaceport.asl.templates import compile_template, context_paths_in
 
 MAX_DEFINITION_BYTES = 1_048_576
 MAX_NAME_CHARACTERS = 80
@@ -37,24 +31,22 @@ ARN = re.compile(
     r"arn:aws[a-z-]*:(states:[a-z0-9-]*:\d*:[A-Za-z0-9:_-]+|lambda:[a-z0-9-]+:\d{12}:function:[A-Za-z0-9:$_-]+)"
 )
 SUBSTITUTION = re.compile(r"\$\{[A-Za-z0-9.:]+\}")
-FAIL_INTRINSICS = "States.(Format|JsonToString|ArrayGetItem|Base64Encode|Base64Decode|Hash|UUID)"
 
 COMMON = {"Type", "Comment", "QueryLanguage"}
-IN_OUT = {"InputPath", "OutputPath"}
 TRANSITION = {"Next", "End"}
 RESULT = {"ResultPath", "ResultSelector", "Parameters"}
 ERRORS = {"Retry", "Catch"}
-TASK_FIELDS = {"Resource", "TimeoutSeconds", "TimeoutSecondsPath", "HeartbeatSeconds", "HeartbeatSecondsPath"}
-MAP_FIELDS = {"ItemsPath", "ItemSelector", "ItemProcessor", "Iterator", "MaxConcurrency", "MaxConcurrencyPath"}
+TASK_FIELDS = {"Resource", "TimeoutSeconds", "HeartbeatSeconds"}
+MAP_FIELDS = {"ItemsPath", "ItemSelector", "ItemProcessor", "MaxConcurrency"}
 FIELDS: dict[str, set[str]] = {
-    "Task": COMMON | IN_OUT | TRANSITION | RESULT | ERRORS | TASK_FIELDS,
-    "Pass": COMMON | IN_OUT | TRANSITION | {"Result", "ResultPath", "Parameters"},
-    "Wait": COMMON | IN_OUT | TRANSITION | {"Seconds", "SecondsPath", "Timestamp", "TimestampPath"},
-    "Choice": COMMON | IN_OUT | {"Choices", "Default"},
-    "Succeed": COMMON | IN_OUT,
-    "Fail": COMMON | {"Error", "Cause", "ErrorPath", "CausePath"},
-    "Parallel": COMMON | IN_OUT | TRANSITION | RESULT | ERRORS | {"Branches"},
-    "Map": COMMON | IN_OUT | TRANSITION | RESULT | ERRORS | MAP_FIELDS,
+    "Task": COMMON | TRANSITION | RESULT | ERRORS | TASK_FIELDS,
+    "Pass": COMMON | TRANSITION | {"Result", "ResultPath", "Parameters"},
+    "Wait": COMMON | TRANSITION | {"Seconds", "SecondsPath"},
+    "Choice": COMMON | {"Choices", "Default"},
+    "Succeed": COMMON,
+    "Fail": COMMON | {"Error", "Cause"},
+    "Parallel": COMMON | TRANSITION | RESULT | ERRORS | {"Branches"},
+    "Map": COMMON | TRANSITION | {"ResultPath", "ResultSelector"} | ERRORS | MAP_FIELDS,
 }
 MACHINE_FIELDS = {"Comment", "StartAt", "States", "TimeoutSeconds", "Version", "QueryLanguage"}
 BRANCH_FIELDS = {"Comment", "StartAt", "States", "QueryLanguage"}
@@ -63,8 +55,7 @@ BRANCH_FIELDS = {"Comment", "StartAt", "States", "QueryLanguage"}
 def load(definition: dict[str, Any], has_random: bool = True) -> Machine:
     """Compile ``definition``. Raises DefinitionError with every problem.
 
-    ``has_random``: whether the interpreter was given random numbers; without them JitterStrategy FULL and an unseeded
-    States.MathRandom are refused.
+    ``has_random``: whether the interpreter was given random numbers; without them JitterStrategy FULL is refused.
     """
     loader = _Loader(has_random)
     machine = loader.machine(definition)
@@ -111,11 +102,9 @@ class _Loader:
     def check_fields(self, state: str, holder: dict[str, Any], known: set[str], prefix: str = "") -> None:
         for name in holder:
             if name not in known:
-                self.add(state, prefix + name, "is not implemented here, or unknown")
+                self.add(state, prefix + name, not_supported(name))
         if holder.get("QueryLanguage", "JSONPath") != "JSONPath":
-            self.add(
-                state, prefix + "QueryLanguage", f"{holder['QueryLanguage']!r} is not implemented, only 'JSONPath'"
-            )
+            self.add(state, prefix + "QueryLanguage", not_supported(f"{holder['QueryLanguage']}"))
 
     def branch(self, where: str, holder: dict[str, Any]) -> Branch:
         definitions = holder.get("States")
@@ -161,7 +150,8 @@ class _Loader:
         state = State(name, kind)
         if "Next" in FIELDS[kind]:
             self.transition(state, body)
-        self.paths(state, body)
+        if "ResultPath" in body:
+            state.result_keys = self.result_path(name, body, "")
         self.templates(state, body)
         self.errors(state, body)
         getattr(self, kind.lower() + "_state")(state, body)
@@ -177,17 +167,6 @@ class _Loader:
         if "Next" in body:
             state.next = self.string(state.name, body, "Next")
 
-    def paths(self, state: State, body: dict[str, Any]) -> None:
-        if "InputPath" in body:
-            state.input_path = self.nullable_path(state.name, body, "InputPath")
-        if "OutputPath" in body:
-            state.output_path = self.nullable_path(state.name, body, "OutputPath")
-        if "ResultPath" in body:
-            state.result_keys = self.result_path(state.name, body, "")
-        for place, path in (("InputPath", state.input_path), ("OutputPath", state.output_path)):
-            if path is not None and path.of_context and path.keys[:1] == ("Task",) and not _waits(body):
-                self.add(state.name, place, "the Context Object has no task token here")
-
     def templates(self, state: State, body: dict[str, Any]) -> None:
         for name in ("Parameters", "ItemSelector", "ResultSelector"):
             if name not in body or name not in FIELDS[state.kind]:
@@ -197,8 +176,6 @@ class _Loader:
                 state.result_selector = template
             else:
                 state.parameters = template
-            if template_uses_random(body[name]) and not self.has_random:
-                self.add(state.name, name, "States.MathRandom without a seed needs a source of random numbers")
             if any(path.keys[:1] == ("Task",) for path in context_paths_in(body[name])) and not _waits(body):
                 self.add(
                     state.name,
@@ -285,7 +262,7 @@ class _Loader:
             reason = (
                 f"'{resource}' is not the ARN of a Lambda function or of a service integration ('arn:aws:states:::…')"
             )
-            self.add(state.name, "Resource", reason + "; .sync and activities are not implemented")
+            self.add(state.name, "Resource", reason + "; .sync and activities are not supported")
         if state.waits_for_token and not any(
             path.keys in ((), ("Task",), ("Task", "Token")) for path in context_paths_in(body.get("Parameters", {}))
         ):
@@ -294,11 +271,9 @@ class _Loader:
                 "Parameters",
                 f"{WAIT_FOR_TASK_TOKEN} needs $$.Task.Token in Parameters; nobody could answer",
             )
-        timeout_s = self.seconds_or_path(state.name, body, "TimeoutSeconds")
-        state.timeout_s = MAX_SECONDS if timeout_s is None else timeout_s
-        state.heartbeat_s = self.seconds_or_path(state.name, body, "HeartbeatSeconds")
-        fixed = isinstance(state.timeout_s, int) and isinstance(state.heartbeat_s, int)
-        if fixed and state.heartbeat_s >= state.timeout_s:  # type: ignore[operator]
+        state.timeout_s = self.integer(state.name, body, "TimeoutSeconds", 1, MAX_SECONDS) or MAX_SECONDS
+        state.heartbeat_s = self.integer(state.name, body, "HeartbeatSeconds", 1, MAX_SECONDS)
+        if state.heartbeat_s is not None and state.heartbeat_s >= state.timeout_s:
             self.add(state.name, "HeartbeatSeconds", "must be smaller than TimeoutSeconds")
 
     def pass_state(self, state: State, body: dict[str, Any]) -> None:
@@ -308,24 +283,12 @@ class _Loader:
                 self.add(state.name, "Result", "cannot stand beside Parameters: one of them would be ignored")
 
     def wait_state(self, state: State, body: dict[str, Any]) -> None:
-        given = [name for name in ("Seconds", "SecondsPath", "Timestamp", "TimestampPath") if name in body]
-        if len(given) != 1:
-            self.add(
-                state.name,
-                "Seconds",
-                f"exactly one of Seconds, SecondsPath, Timestamp, TimestampPath is needed, not {given}",
-            )
-            return
-        if given == ["Seconds"]:
+        if ("Seconds" in body) == ("SecondsPath" in body):
+            self.add(state.name, "Seconds", "exactly one of Seconds and SecondsPath is needed")
+        elif "Seconds" in body:
             state.seconds = self.integer(state.name, body, "Seconds", 0, MAX_SECONDS)
-        elif given == ["SecondsPath"]:
-            state.seconds = self.reference_path(state.name, body, "SecondsPath")
-        elif given == ["TimestampPath"]:
-            state.timestamp = self.reference_path(state.name, body, "TimestampPath")
         else:
-            state.timestamp = self.string(state.name, body, "Timestamp")
-            if state.timestamp and parse_timestamp(state.timestamp) is None:
-                self.add(state.name, "Timestamp", f"'{state.timestamp}' is not a timestamp like 2026-01-31T12:00:00Z")
+            state.seconds = self.path(state.name, body, "SecondsPath")
 
     def choice_state(self, state: State, body: dict[str, Any]) -> None:
         rules = body.get("Choices")
@@ -345,8 +308,8 @@ class _Loader:
         """Has no fields of its own."""
 
     def fail_state(self, state: State, body: dict[str, Any]) -> None:
-        state.error = self.text_or_expression(state.name, body, "Error")
-        state.cause = self.text_or_expression(state.name, body, "Cause")
+        state.error = self.string(state.name, body, "Error") if "Error" in body else None
+        state.cause = self.string(state.name, body, "Cause") if "Cause" in body else None
 
     def parallel_state(self, state: State, body: dict[str, Any]) -> None:
         branches = body.get("Branches")
@@ -357,27 +320,18 @@ class _Loader:
             state.branches.append(self.inner_branch(state.name, f"Branches[{i}]", branch, BRANCH_FIELDS))
 
     def map_state(self, state: State, body: dict[str, Any]) -> None:
-        for new, old in (("ItemProcessor", "Iterator"), ("ItemSelector", "Parameters")):
-            if new in body and old in body:
-                self.add(state.name, new, f"cannot stand beside {old}, its older name")
-        name = "ItemProcessor" if "ItemProcessor" in body else "Iterator"
-        known = BRANCH_FIELDS | ({"ProcessorConfig"} if name == "ItemProcessor" else set())
-        processor = body.get(name)
+        processor = body.get("ItemProcessor")
         if processor is None:
             self.add(state.name, "ItemProcessor", "is missing")
             return
-        state.branches.append(self.inner_branch(state.name, name, processor, known))
+        known = BRANCH_FIELDS | {"ProcessorConfig"}
+        state.branches.append(self.inner_branch(state.name, "ItemProcessor", processor, known))
         config = processor.get("ProcessorConfig", {}) if isinstance(processor, dict) else {}
         if config not in ({}, {"Mode": "INLINE"}):
-            self.add(state.name, f"{name}.ProcessorConfig", "only {'Mode': 'INLINE'} is implemented")
+            self.add(state.name, "ItemProcessor.ProcessorConfig", not_supported(f"ProcessorConfig {config}"))
         if "ItemsPath" in body:
-            state.items_path = self.reference_path(state.name, body, "ItemsPath") or state.items_path
-        if "MaxConcurrency" in body and "MaxConcurrencyPath" in body:
-            self.add(state.name, "MaxConcurrencyPath", "cannot stand beside MaxConcurrency")
-        if "MaxConcurrencyPath" in body:
-            state.max_concurrency = self.reference_path(state.name, body, "MaxConcurrencyPath") or 0
-        else:
-            state.max_concurrency = self.integer(state.name, body, "MaxConcurrency", 0, MAX_SECONDS) or 0
+            state.items_path = self.path(state.name, body, "ItemsPath") or state.items_path
+        state.max_concurrency = self.integer(state.name, body, "MaxConcurrency", 0, MAX_SECONDS) or 0
 
     def inner_branch(self, state: str, place: str, body: Any, known: set[str]) -> Branch:
         if not isinstance(body, dict):
@@ -408,23 +362,8 @@ class _Loader:
             return None
         return value
 
-    def seconds_or_path(self, state: str, body: dict[str, Any], name: str) -> int | Path | None:
-        if name in body and f"{name}Path" in body:
-            self.add(state, name, f"cannot stand beside {name}Path")
-        if f"{name}Path" in body:
-            return self.reference_path(state, body, f"{name}Path")
-        return self.integer(state, body, name, 1, MAX_SECONDS)
-
-    def reference_path(self, state: str, body: dict[str, Any], name: str) -> Path | None:
+    def path(self, state: str, body: dict[str, Any], name: str) -> Path | None:
         text = self.string(state, body, name)
-        try:
-            return compile_reference_path(text) if text else None
-        except ValueError as error:
-            self.add(state, name, str(error))
-            return None
-
-    def nullable_path(self, state: str, body: dict[str, Any], name: str) -> Path | None:
-        text = None if body[name] is None else self.string(state, body, name)
         try:
             return compile_path(text) if text else None
         except ValueError as error:
@@ -437,30 +376,11 @@ class _Loader:
             return None
         try:
             if not isinstance(text, str):
-                raise ValueError("must be a reference path or null")
-            return compile_reference_path(text, context_allowed=False).keys
+                raise ValueError("must be a path or null")
+            return compile_result_path(text)
         except ValueError as error:
             self.add(state, f"{prefix}ResultPath", str(error))
             return ()
-
-    def text_or_expression(self, state: str, body: dict[str, Any], name: str) -> str | Expression | None:
-        path_name = f"{name}Path"
-        if name in body and path_name in body:
-            self.add(state, name, f"cannot stand beside {path_name}")
-        if path_name not in body:
-            return self.string(state, body, name) if name in body else None
-        text = self.string(state, body, path_name)
-        if text is None:
-            return None
-        try:
-            if text.startswith("$"):
-                return compile_reference_path(text).find
-            if not re.match(FAIL_INTRINSICS + r"\(", text):
-                raise ValueError(f"must be a reference path or one of {FAIL_INTRINSICS}")
-            return compile_expression(text)
-        except ValueError as error:
-            self.add(state, path_name, str(error))
-            return None
 
 
 def _targets(state: State) -> list[tuple[str, str]]:

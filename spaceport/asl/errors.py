@@ -13,6 +13,11 @@ TASK_FAILED = "States.TaskFailed"
 TIMEOUT = "States.Timeout"
 
 
+def not_supported(what: str) -> str:
+    """Why the loader refuses ``what``."""
+    return f"{what} is not supported by the embedded engine: see docs/asl-differences.md"
+
+
 class StateError(Exception):
     """An error of a state, by its Error Name, as Retry and Catch see it."""
 

@@ -25,7 +25,7 @@ from spaceport.asl.errors import (
 from spaceport.asl.frames import BACKOFF, DONE, FAILED, MOVE, RESULT, RUN, TASK, Frame, Progress
 from spaceport.asl.journal import Journal
 from spaceport.asl.model import MAX_SECONDS, Machine, Retrier
-from spaceport.asl.paths import Scope, assign, check_size, quote
+from spaceport.asl.paths import Context, assign, check_size
 from spaceport.asl.tasks import TaskError, TaskResult, Tasks
 from spaceport.asl.values import Values
 from spaceport.base.clock import Clock, Timer
@@ -36,7 +36,7 @@ MAX_TOKEN_CHARACTERS = 2048
 
 
 @dataclass(slots=True)
-class Engine:
+class Shared:
     """What all executions share. ``lock`` is held while an execution changes, and never while foreign code runs."""
 
     clock: Clock
@@ -50,12 +50,12 @@ class Execution:
     """Drives one execution. ``on_status(execution, status)`` is called after the status is in the journal."""
 
     def __init__(
-        self, engine: Engine, machine: Machine, journal: Journal, on_status: Callable[[Execution, str], None]
+        self, shared: Shared, machine: Machine, journal: Journal, on_status: Callable[[Execution, str], None]
     ) -> None:
-        self.engine = engine
+        self.shared = shared
         self.journal = journal
         self.progress = Progress(machine)
-        self.values = Values(engine.new_id, engine.random, self.progress)
+        self.values = Values(self.progress)
         self._on_status = on_status
         self._deadline: Timer | None = None
         self._phases: dict[str, Callable[[Frame], None]] = {
@@ -67,7 +67,7 @@ class Execution:
             MOVE: self._move,
             DONE: self._end_frame,
         }
-        self._kinds: dict[str, Callable[[Frame, Scope], None]] = {
+        self._kinds: dict[str, Callable[[Frame, Context], None]] = {
             "Task": self._run_task,
             "Pass": self._run_pass,
             "Wait": self._run_wait,
@@ -143,7 +143,7 @@ class Execution:
     # ---- machinery
 
     def _now(self) -> float:
-        return self.engine.clock.now().timestamp()
+        return self.shared.clock.now().timestamp()
 
     def _record(self, event: str, **fields: Any) -> None:
         record = {"type": event, "at": self._now(), **fields}
@@ -164,21 +164,21 @@ class Execution:
         self._record_frame("failed", frame, error=error, cause=cause, in_task=frame.phase == TASK)
 
     def _later(self, frame: Frame) -> None:
-        self.engine.clock.call_soon(partial(self._drive, frame, frame.version))
+        self.shared.clock.call_soon(partial(self._drive, frame, frame.version))
 
     def _at(self, due_at: float, frame: Frame, act: Callable[[Frame], None]) -> Timer:
         """Call ``act(frame)`` at ``due_at``, unless the frame has moved on by then."""
         version = frame.version
 
         def fire() -> None:
-            with self.engine.lock:
+            with self.shared.lock:
                 if frame.version == version and self.progress.finished is None:
                     act(frame)
 
-        return self.engine.clock.call_later(due_at - self._now(), fire)
+        return self.shared.clock.call_later(due_at - self._now(), fire)
 
     def _drive(self, frame: Frame, version: int) -> None:
-        with self.engine.lock:
+        with self.shared.lock:
             if frame.version == version and self.progress.finished is None:
                 self._phases[frame.phase](frame)
 
@@ -187,10 +187,10 @@ class Execution:
         if timeout_s is not None:
             begins = [self.progress.started["at"], *self.progress.redriven_at, *self.progress.renewed_at]
             due_at = max(begins) + timeout_s
-            self._deadline = self.engine.clock.call_later(due_at - self._now(), self._machine_timed_out)
+            self._deadline = self.shared.clock.call_later(due_at - self._now(), self._machine_timed_out)
 
     def _machine_timed_out(self) -> None:
-        with self.engine.lock:
+        with self.shared.lock:
             if self.progress.finished is None:
                 self.finish("TIMED_OUT")
 
@@ -212,16 +212,14 @@ class Execution:
 
     def _run(self, frame: Frame) -> None:
         try:
-            self._kinds[frame.state.kind](frame, self.values.scope(frame))
+            self._kinds[frame.state.kind](frame, self.values.context(frame))
         except StateError as error:
             self._fail(frame, error.error, error.cause)
 
-    def _leave(self, frame: Frame, output: Any, scope: Scope, target: str | None = None) -> None:
-        """Apply OutputPath and go on to ``target``, or to the state's Next, or end the frame."""
-        path = frame.state.output_path
-        selected = {} if path is None else path.find(output, scope)
-        check_size(selected, f"output of the state '{frame.state.name}'")
-        self._exit(frame, selected, target or frame.state.next)
+    def _leave(self, frame: Frame, output: Any, target: str | None = None) -> None:
+        """Go on to ``target``, or to the state's Next, or end the frame."""
+        check_size(output, f"output of the state '{frame.state.name}'")
+        self._exit(frame, output, target or frame.state.next)
 
     def _exit(self, frame: Frame, output: Any, target: str | None) -> None:
         self._record_frame("exited", frame, output=output, next=target)
@@ -278,7 +276,7 @@ class Execution:
         delay_s = min(retrier.interval_s * min(retrier.backoff_rate**done, float(MAX_SECONDS)), float(MAX_SECONDS))
         if retrier.max_delay_s is not None:
             delay_s = min(delay_s, retrier.max_delay_s)
-        return delay_s * self.engine.random() if retrier.full_jitter and self.engine.random is not None else delay_s
+        return delay_s * self.shared.random() if retrier.full_jitter and self.shared.random is not None else delay_s
 
     def _wait_for_retry(self, frame: Frame) -> None:
         frame.timers.append(self._at(frame.due_at, frame, self._run))
@@ -296,61 +294,55 @@ class Execution:
 
     # ---- Task
 
-    def _run_task(self, frame: Frame, scope: Scope) -> None:
+    def _run_task(self, frame: Frame, context: Context) -> None:
         state = frame.state
-        data = self.values.effective_input(frame, scope)
-        self.values.task_limits(frame, scope)  # a bad path fails before anything is started
-        token = self.engine.new_id() if state.waits_for_token else None
+        token = self.shared.new_id() if state.waits_for_token else None
         if token is not None:
             token = task_token(self.progress.started["execution_arn"], token)
-            scope = self.values.scope(frame, token)
-        payload = data if state.parameters is None else state.parameters(data, scope)
+            context = self.values.context(frame, token)
+        payload = frame.input if state.parameters is None else state.parameters(frame.input, context)
         check_size(payload, f"input of the state '{state.name}' after Parameters")
         self._record_frame("scheduled", frame, payload=payload, token=token)
         self._watch_task(frame)
 
     def _watch_task(self, frame: Frame) -> None:
         """Set the limits of a task that is in the journal, and start it unless its start call has already returned."""
-        task = frame.task
+        task, timeout_s = frame.task, frame.state.timeout_s
         assert task is not None
-        timeout_s, _ = self.values.task_limits(frame, self.values.scope(frame))
-        self._watch_heartbeat(
-            frame
-        )  # before the longer limit: where both have passed meanwhile, the earlier one counts
+        self._watch_heartbeat(frame)  # first: where both limits have passed meanwhile, the earlier one counts
         if timeout_s < MAX_SECONDS:
             due_at = task.scheduled_at + timeout_s
             frame.timers.append(self._at(due_at, frame, partial(self._task_timed_out, error=TIMEOUT)))
         if not task.submitted:
             left_s = task.scheduled_at + timeout_s - self._now()
-            self.engine.clock.call_soon(partial(self._invoke, frame, frame.version, left_s))
+            self.shared.clock.call_soon(partial(self._invoke, frame, frame.version, left_s))
 
     def _watch_heartbeat(self, frame: Frame) -> None:
-        task = frame.task
-        if frame.state.heartbeat_s is None or task is None:
+        task, heartbeat_s = frame.task, frame.state.heartbeat_s
+        if heartbeat_s is None or task is None:
             return
         if frame.heartbeat_timer is not None:
             frame.heartbeat_timer.cancel()
-        _, heartbeat_s = self.values.task_limits(frame, self.values.scope(frame))
-        due_at = task.heartbeat_at + (heartbeat_s or 0)
+        due_at = task.heartbeat_at + heartbeat_s
         frame.heartbeat_timer = self._at(due_at, frame, partial(self._task_timed_out, error=HEARTBEAT_TIMEOUT))
 
     def _task_timed_out(self, frame: Frame, error: str) -> None:
         self._fail(frame, error, None)
 
     def _invoke(self, frame: Frame, version: int, timeout_s: float) -> None:
-        with self.engine.lock:
+        with self.shared.lock:
             task = frame.task
             if frame.version != version or task is None or self.progress.finished is not None:
                 return
             resource, payload = frame.state.resource, json.loads(json.dumps(task.payload))
 
         def on_done(result: TaskResult) -> None:
-            self.engine.clock.call_soon(partial(self._task_done, frame, version, result))
+            self.shared.clock.call_soon(partial(self._task_done, frame, version, result))
 
-        self.engine.tasks.invoke(resource, payload, on_done, timeout_s)
+        self.shared.tasks.invoke(resource, payload, on_done, timeout_s)
 
     def _task_done(self, frame: Frame, version: int, result: TaskResult) -> None:
-        with self.engine.lock:
+        with self.shared.lock:
             task = frame.task
             if frame.version != version or task is None or task.submitted or self.progress.finished is not None:
                 return
@@ -371,64 +363,51 @@ class Execution:
         self._use_result(frame)
 
     def _use_result(self, frame: Frame) -> None:
-        """ResultSelector, ResultPath and OutputPath (spec, "Input and Output Processing")."""
-        state, result, scope = frame.state, frame.result, self.values.scope(frame)
+        """ResultSelector and ResultPath (spec, "Input and Output Processing")."""
+        state, result = frame.state, frame.result
         try:
             if state.result_selector is not None:
-                result = state.result_selector(result, scope)
+                result = state.result_selector(result, self.values.context(frame))
             output = frame.input if state.result_keys is None else assign(frame.input, state.result_keys, result)
-            self._leave(frame, output, scope)
+            self._leave(frame, output)
         except StateError as error:
             self._fail(frame, error.error, error.cause)
 
     # ---- Pass, Wait, Choice, Succeed, Fail
 
-    def _run_pass(self, frame: Frame, scope: Scope) -> None:
+    def _run_pass(self, frame: Frame, context: Context) -> None:
         state = frame.state
-        data = self.values.effective_input(frame, scope)
-        if state.parameters is not None:
-            data = state.parameters(data, scope)
+        data = frame.input if state.parameters is None else state.parameters(frame.input, context)
         result = data if state.result is None else state.result[0]
-        output = frame.input if state.result_keys is None else assign(frame.input, state.result_keys, result)
-        self._leave(frame, output, scope)
+        self._leave(frame, frame.input if state.result_keys is None else assign(frame.input, state.result_keys, result))
 
-    def _run_wait(self, frame: Frame, scope: Scope) -> None:
-        data = self.values.effective_input(frame, scope)
-        frame.timers.append(self._at(self.values.wait_until(frame, data, scope), frame, self._end_wait))
+    def _run_wait(self, frame: Frame, _context: Context) -> None:
+        frame.timers.append(self._at(self.values.wait_until(frame), frame, self._end_wait))
 
     def _end_wait(self, frame: Frame) -> None:
-        scope = self.values.scope(frame)
         try:
-            self._leave(frame, self.values.effective_input(frame, scope), scope)
+            self._leave(frame, frame.input)
         except StateError as error:
             self._fail(frame, error.error, error.cause)
 
-    def _run_choice(self, frame: Frame, scope: Scope) -> None:
-        state, data = frame.state, self.values.effective_input(frame, scope)
-        target = next((target for rule, target in state.choices if rule(data, scope)), state.default)
+    def _run_choice(self, frame: Frame, context: Context) -> None:
+        state = frame.state
+        target = next((target for rule, target in state.choices if rule(frame.input, context)), state.default)
         if target is None:
             raise StateError(
                 NO_CHOICE_MATCHED, f"No choice rule of the state '{state.name}' matched, and it has no Default"
             )
-        self._leave(frame, data, scope, target)
+        self._leave(frame, frame.input, target)
 
-    def _run_succeed(self, frame: Frame, scope: Scope) -> None:
-        self._leave(frame, self.values.effective_input(frame, scope), scope)
+    def _run_succeed(self, frame: Frame, _context: Context) -> None:
+        self._leave(frame, frame.input)
 
-    def _run_fail(self, frame: Frame, scope: Scope) -> None:
-        texts = []
-        for name, value in (("ErrorPath", frame.state.error), ("CausePath", frame.state.cause)):
-            text = value(frame.input, scope) if callable(value) else value
-            if text is not None and not isinstance(text, str):
-                raise StateError(
-                    RUNTIME, f"The {name} of the state '{frame.state.name}' must select a string, not '{quote(text)}'"
-                )
-            texts.append(text)
-        self._fail(frame, texts[0] or "", texts[1])
+    def _run_fail(self, frame: Frame, _context: Context) -> None:
+        self._fail(frame, frame.state.error or "", frame.state.cause)
 
     # ---- Parallel and Map
 
-    def _run_branches(self, frame: Frame, scope: Scope) -> None:
+    def _run_branches(self, frame: Frame, _context: Context) -> None:
         if frame.state.kind == "Map":
             self.values.items(frame)
         self._advance_branches(frame)

@@ -52,38 +52,35 @@ class Catcher:
 
 @dataclass(slots=True)
 class State:
-    """One compiled state. A field that its type does not have keeps its default; a path that is None discards."""
+    """One compiled state. A field that its type does not have keeps its default; ``result_keys`` None discards."""
 
     name: str
     kind: str
     next: str | None = None
-    input_path: Path | None = WHOLE
     parameters: Expression | None = None
     result_selector: Expression | None = None
     result_keys: tuple[str | int, ...] | None = ()
-    output_path: Path | None = WHOLE
     retriers: list[Retrier] = field(default_factory=list)
     catchers: list[Catcher] = field(default_factory=list)
     # Task
     resource: str = ""
     waits_for_token: bool = False
-    timeout_s: int | Path = MAX_SECONDS
-    heartbeat_s: int | Path | None = None
+    timeout_s: int = MAX_SECONDS
+    heartbeat_s: int | None = None
     # Pass: (value,) when there is a Result
     result: tuple[Any] | None = None
-    # Wait: exactly one
-    seconds: int | float | Path | None = None
-    timestamp: str | Path | None = None
+    # Wait
+    seconds: int | Path | None = None
     # Choice
     choices: list[tuple[Rule, str]] = field(default_factory=list)
     default: str | None = None
     # Fail
-    error: str | Expression | None = None
-    cause: str | Expression | None = None
+    error: str | None = None
+    cause: str | None = None
     # Parallel and Map
     branches: list[Branch] = field(default_factory=list)
     items_path: Path = WHOLE
-    max_concurrency: int | Path = 0
+    max_concurrency: int = 0
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from threading import RLock
 from typing import Any
 
 from spaceport.asl.definition import load
-from spaceport.asl.execution import Engine, Execution, execution_of_token
+from spaceport.asl.execution import Execution, Shared, execution_of_token
 from spaceport.asl.frames import Frame
 from spaceport.asl.history import describe, history_events, status_change_detail
 from spaceport.asl.journal import Journal, JournalError, MemoryJournal
@@ -106,7 +106,7 @@ class StepFunctions:
 
     ``journal_factory(execution_arn)`` gives each execution its journal (default: MemoryJournal); ``ids()`` returns
     strings that are unique for ever (default: random UUIDs; task tokens are made of them); ``random()`` in [0, 1) is
-    needed for JitterStrategy FULL and States.MathRandom; ``on_status_change(detail)`` gets the detail of each 'Step
+    needed for JitterStrategy FULL; ``on_status_change(detail)`` gets the detail of each 'Step
     Functions Execution Status Change' event, on the clock's thread, at least once, after it is in the journal.
     """
 
@@ -120,7 +120,7 @@ class StepFunctions:
         random: Callable[[], float] | None = None,
     ) -> None:
         self._lock = RLock()
-        self._engine = Engine(clock, tasks, ids or (lambda: str(uuid.uuid4())), random, self._lock)
+        self._shared = Shared(clock, tasks, ids or (lambda: str(uuid.uuid4())), random, self._lock)
         self._journal_factory = journal_factory or (lambda _arn: MemoryJournal())
         self._on_status_change = on_status_change
         self._machines: dict[str, tuple[Machine, str | None]] = {}
@@ -142,18 +142,11 @@ class StepFunctions:
         with self._lock:
             known = self._machines.get(arn)
             if known is not None and known[0].definition != machine.definition:
-                raise StateMachineAlreadyExists(f"'{arn}' exists with another definition; use update_state_machine")
+                raise StateMachineAlreadyExists(f"'{arn}' exists with another definition")
             self._machines.setdefault(arn, (machine, role_arn))
 
-    def update_state_machine(self, arn: str, definition: dict[str, Any]) -> None:
-        """New executions use ``definition``; running ones keep theirs. Raises as create_state_machine."""
-        machine = self._load(definition)
-        with self._lock:
-            _, role_arn = self._machine(arn)
-            self._machines[arn] = (machine, role_arn)
-
     def _load(self, definition: Any) -> Machine:
-        has_random = self._engine.random is not None
+        has_random = self._shared.random is not None
         try:
             return _load_text(json.dumps(definition), has_random)
         except (TypeError, ValueError):
@@ -175,7 +168,7 @@ class StepFunctions:
         """
         with self._lock:
             machine, role_arn = self._machine(machine_arn)
-            name = self._engine.new_id() if name is None else name
+            name = self._shared.new_id() if name is None else name
             _check_name(name)
             data = _parse(input, InvalidExecutionInput)
             arn = execution_arn(machine_arn, name)
@@ -185,7 +178,7 @@ class StepFunctions:
                 if progress.finished is None and progress.started["input"] == data:
                     return arn
                 raise ExecutionAlreadyExists(f"Execution Already Exists: '{arn}'")
-            execution = Execution(self._engine, machine, self._journal_factory(arn), self._status_changed)
+            execution = Execution(self._shared, machine, self._journal_factory(arn), self._status_changed)
             self._executions[arn] = execution
             execution.start(
                 {
@@ -245,7 +238,7 @@ class StepFunctions:
         """
         with self._lock:
             execution = self._execution(arn)
-            progress, now = execution.progress, self._engine.clock.now()
+            progress, now = execution.progress, self._shared.clock.now()
             if progress.finished is None or progress.finished["status"] == "SUCCEEDED":
                 raise ExecutionNotRedrivable(f"Execution is {progress.status} and cannot be redriven")
             if now.timestamp() - progress.finished["at"] > REDRIVE_S:
@@ -313,7 +306,7 @@ class StepFunctions:
             if arn in self._executions:
                 raise ExecutionAlreadyExists(f"Execution Already Exists: '{arn}'")
             machine = self._machine_as_started(started)
-            execution = Execution(self._engine, machine, journal, self._status_changed)
+            execution = Execution(self._shared, machine, journal, self._status_changed)
             self._executions[arn] = execution
             execution.resume(records)
             for status in ("RUNNING", execution.progress.status):
@@ -343,7 +336,7 @@ class StepFunctions:
     def _status_changed(self, execution: Execution, status: str) -> None:
         if self._on_status_change is not None:
             redrives = len(execution.progress.redriven_at)
-            self._engine.clock.call_soon(partial(self._deliver, execution, status, redrives))
+            self._shared.clock.call_soon(partial(self._deliver, execution, status, redrives))
 
     def _deliver(self, execution: Execution, status: str, redrives: int) -> None:
         """Outside the lock, as the receiver may call back; noted afterwards: a crash repeats and never loses."""

@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from spaceport.asl.intrinsics import (
-    Expression,
-    Literal,
-    compile_intrinsic,
-    parse_intrinsic,
-    paths_of,
-    uses_random,
-)
+from spaceport.asl.intrinsics import Expression, compile_intrinsic, parse_intrinsic
 from spaceport.asl.paths import Path, compile_path
 
 Report = Callable[[str, str], None]  # field within the template, reason
 
 
 def compile_expression(text: str) -> Expression:
-    """A path or an intrinsic function as a function of input and scope. Raises ValueError."""
+    """A path or an intrinsic function as a function of input and context. Raises ValueError."""
     return compile_path(text).find if text.startswith("$") else compile_intrinsic(text)
 
 
@@ -45,8 +38,8 @@ def _compile(value: Any, where: str, report: Report) -> Expression:
     if isinstance(value, list):
         parts = [_compile(item, f"{where}[{i}]", report) for i, item in enumerate(value)]
         if any(_is_dynamic(item) for item in value):
-            return lambda data, scope: [part(data, scope) for part in parts]
-    return lambda _data, _scope: value
+            return lambda data, context: [part(data, context) for part in parts]
+    return lambda _data, _context: value
 
 
 def _compile_object(template: dict[str, Any], where: str, report: Report) -> Expression:
@@ -67,8 +60,8 @@ def _compile_object(template: dict[str, Any], where: str, report: Report) -> Exp
         except ValueError as error:
             report(here, str(error))
     if not _is_dynamic(template):
-        return lambda _data, _scope: template
-    return lambda data, scope: {name: build(data, scope) for name, build in fields}
+        return lambda _data, _context: template
+    return lambda data, context: {name: build(data, context) for name, build in fields}
 
 
 def _is_dynamic(value: Any) -> bool:
@@ -90,22 +83,18 @@ def expressions_in(value: Any) -> Iterator[str]:
             yield from expressions_in(part)
 
 
+def paths_in(template: Any) -> list[Path]:
+    """Every path in a template; texts that do not parse are left out (compile_template reports them)."""
+    return [path for text in expressions_in(template) for path in _paths_of(text)]
+
+
 def context_paths_in(template: Any) -> list[Path]:
-    """Every ``$$`` path in a template; texts that do not parse are left out (compile_template reports them)."""
-    return [path for text in expressions_in(template) for path in _paths_in(text) if path.of_context]
+    """Every ``$$`` path in a template."""
+    return [path for path in paths_in(template) if path.of_context]
 
 
-def template_uses_random(template: Any) -> bool:
-    """Whether the template calls States.MathRandom without a seed."""
-    return any(uses_random(_parse(text)) for text in expressions_in(template))
-
-
-def _paths_in(text: str) -> list[Path]:
-    return paths_of(_parse(text))
-
-
-def _parse(text: str) -> Any:
+def _paths_of(text: str) -> list[Path]:
     try:
-        return compile_path(text) if text.startswith("$") else parse_intrinsic(text)
+        return [compile_path(text)] if text.startswith("$") else parse_intrinsic(text).paths
     except ValueError:
-        return Literal(None)
+        return []

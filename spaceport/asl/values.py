@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from spaceport.asl.choice import parse_timestamp
 from spaceport.asl.errors import RUNTIME, StateError
 from spaceport.asl.frames import Frame, Progress
 from spaceport.asl.model import MAX_SECONDS, Branch
-from spaceport.asl.paths import Path, Scope, check_size, quote
+from spaceport.asl.paths import Context, Path, check_size, quote
 
 
 class Values:
     """Reads an execution's progress; changes nothing but the cache of a Map's items."""
 
-    def __init__(self, new_id: Callable[[], str], random: Callable[[], float] | None, progress: Progress) -> None:
-        self.new_id = new_id
-        self.random = random
+    def __init__(self, progress: Progress) -> None:
         self.progress = progress
 
-    def scope(self, frame: Frame, token: str | None = None, item: dict[str, Any] | None = None) -> Scope:
+    def context(self, frame: Frame, token: str | None = None, item: dict[str, Any] | None = None) -> Context:
         """The Context Object as this frame sees it (developer guide, "Accessing execution data …")."""
         started, state = self.progress.started, frame.state
-        context: dict[str, Any] = {
+        context: Context = {
             "Execution": {
                 "Id": started["execution_arn"],
                 "Input": started["input"],
@@ -46,7 +42,7 @@ class Values:
         item = item if item is not None else self.map_item(frame)
         if item is not None:
             context["Map"] = {"Item": item}
-        return Scope(context, self.new_id, self.random)
+        return context
 
     def map_item(self, frame: Frame) -> dict[str, Any] | None:
         """The item of the innermost Map around ``frame``."""
@@ -57,37 +53,11 @@ class Values:
             inner = inner.parent
         return None
 
-    def effective_input(self, frame: Frame, scope: Scope) -> Any:
-        path = frame.state.input_path
-        return {} if path is None else path.find(frame.input, scope)
-
-    def task_limits(self, frame: Frame, scope: Scope) -> tuple[float, float | None]:
-        """TimeoutSeconds and HeartbeatSeconds; paths are applied to the input after InputPath."""
-        timeout_s = self._positive_seconds(frame, "TimeoutSecondsPath", frame.state.timeout_s, scope)
-        if frame.state.heartbeat_s is None:
-            return timeout_s, None
-        return timeout_s, self._positive_seconds(frame, "HeartbeatSecondsPath", frame.state.heartbeat_s, scope)
-
-    def _positive_seconds(self, frame: Frame, name: str, value: int | Path, scope: Scope) -> float:
-        if isinstance(value, int):
-            return value
-        found = value.find(self.effective_input(frame, scope), scope)
-        if isinstance(found, bool) or not isinstance(found, int) or not 0 < found <= MAX_SECONDS:
-            reason = (
-                f"The {name} of the state '{frame.state.name}' must select a positive integer, not '{quote(found)}'"
-            )
-            raise StateError(RUNTIME, reason)
-        return found
-
-    def wait_until(self, frame: Frame, data: Any, scope: Scope) -> float:
+    def wait_until(self, frame: Frame) -> float:
         state = frame.state
-        if state.timestamp is not None:
-            text = state.timestamp.find(data, scope) if isinstance(state.timestamp, Path) else state.timestamp
-            moment = parse_timestamp(text)
-            if moment is None:
-                raise StateError(RUNTIME, f"The wait state '{state.name}' has no timestamp but '{quote(text)}'")
-            return moment.timestamp()
-        seconds = state.seconds.find(data, scope) if isinstance(state.seconds, Path) else state.seconds
+        seconds = state.seconds
+        if isinstance(seconds, Path):
+            seconds = seconds.find(frame.input, self.context(frame))
         if isinstance(seconds, bool) or not isinstance(seconds, int) or not 0 <= seconds <= MAX_SECONDS:
             raise StateError(RUNTIME, f"The wait state '{state.name}' cannot wait '{quote(seconds)}' seconds")
         return frame.entered_at + seconds
@@ -95,8 +65,7 @@ class Values:
     def items(self, frame: Frame) -> list[Any]:
         """The array a Map works on; read once per attempt."""
         if frame.items is None:
-            scope = self.scope(frame)
-            items = frame.state.items_path.find(self.effective_input(frame, scope), scope)
+            items = frame.state.items_path.find(frame.input, self.context(frame))
             if not isinstance(items, list):
                 raise StateError(
                     RUNTIME,
@@ -108,28 +77,19 @@ class Values:
     def branch_limits(self, frame: Frame) -> tuple[int, float]:
         if frame.state.kind == "Parallel":
             return len(frame.state.branches), math.inf
-        limit = frame.state.max_concurrency
-        if isinstance(limit, Path):
-            scope = self.scope(frame)
-            limit = limit.find(self.effective_input(frame, scope), scope)
-            if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-                reason = f"The MaxConcurrencyPath of the state '{frame.state.name}' must select a non-negative integer"
-                raise StateError(RUNTIME, reason)
-        return len(self.items(frame)), limit or math.inf
+        return len(self.items(frame)), frame.state.max_concurrency or math.inf
 
     def branch_input(self, frame: Frame, index: int) -> tuple[Branch, Any]:
         """Branch number ``index`` of a Parallel or Map, and its input (Parameters or ItemSelector applied)."""
         state = frame.state
         if state.kind == "Parallel":
-            scope = self.scope(frame)
-            branch, data = state.branches[index], self.effective_input(frame, scope)
+            context, branch, data = self.context(frame), state.branches[index], frame.input
         else:
             item = self.items(frame)[index]
-            scope = self.scope(frame, item={"Index": index, "Value": item})
+            context = self.context(frame, item={"Index": index, "Value": item})
             branch, data = state.branches[0], item
         if state.parameters is not None:
-            effective = self.effective_input(frame, scope)
-            data = state.parameters(effective, scope)
+            data = state.parameters(frame.input, context)
         check_size(data, f"input of branch {index} of the state '{state.name}'")
         return branch, data
 

@@ -1,7 +1,7 @@
 """EventBridge on one machine: the pattern language, a bus that calls functions, and schedules on the engine's clock.
 
-Pattern language: EventBridge user guide, "Comparison operators for use in event patterns". An operator that is not
-implemented here is refused when the rule is loaded, never ignored.
+Pattern language: EventBridge user guide, "Comparison operators for use in event patterns"; played are equality and
+``prefix``. Any other operator is refused by name when the rule is loaded, never ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from spaceport.stack.template import Rule, Target
 
 MAX_EVENT_BYTES = 256 * 1024
 Predicate = Callable[[Any], bool]
-ABSENT = object()
 
 
 class PatternError(Exception):
@@ -47,9 +46,9 @@ def _compile_object(pattern: dict[str, Any], where: str) -> Predicate:
     checks: list[Predicate] = []
     for field, expected in pattern.items():
         path = f"{where}.{field}"
-        if field == "$or":
-            checks.append(_compile_or(expected, path))
-        elif isinstance(expected, dict):
+        if field.startswith("$"):
+            raise PatternError(f"{path}: {field} is not supported by the embedded engine")
+        if isinstance(expected, dict):
             checks.append(_field_check(field, _compile_object(expected, path)))
         elif isinstance(expected, list) and expected:
             checks.append(_leaf_check(field, [_compile_matcher(item, path) for item in expected]))
@@ -58,28 +57,22 @@ def _compile_object(pattern: dict[str, Any], where: str) -> Predicate:
     return lambda event: all(check(event) for check in checks)
 
 
-def _compile_or(alternatives: Any, path: str) -> Predicate:
-    if not isinstance(alternatives, list) or len(alternatives) < 2:
-        raise PatternError(f"{path}: $or needs a list of at least two patterns")
-    compiled = [_compile_object(item, f"{path}[{i}]") for i, item in enumerate(alternatives)]
-    return lambda event: any(check(event) for check in compiled)
-
-
 def _field_check(field: str, inner: Predicate) -> Predicate:
     def check(event: Any) -> bool:
-        # Without the field only "exists": false can hold below it, which an empty object decides.
-        value = event.get(field, {}) if isinstance(event, dict) else {}
+        value = event.get(field) if isinstance(event, dict) else None
         candidates = value if isinstance(value, list) else [value]
-        return any(inner(item if isinstance(item, dict) else {}) for item in candidates)
+        return any(inner(item) for item in candidates)
 
     return check
 
 
 def _leaf_check(field: str, matchers: list[Predicate]) -> Predicate:
     def check(event: Any) -> bool:
-        value = event.get(field, ABSENT) if isinstance(event, dict) else ABSENT
-        # An array in the event matches when one of its elements does; an empty one is as good as absent.
-        candidates = (value or [ABSENT]) if isinstance(value, list) else [value]
+        if not isinstance(event, dict) or field not in event:
+            return False
+        value = event[field]
+        # An array in the event matches when one of its elements does.
+        candidates = value if isinstance(value, list) else [value]
         return any(matcher(item) for matcher in matchers for item in candidates)
 
     return check
@@ -90,116 +83,19 @@ def _compile_matcher(matcher: Any, path: str) -> Predicate:
         if isinstance(matcher, list):
             raise PatternError(f"{path}: a list inside a list")
         return lambda value: _equal(value, matcher)
-    if len(matcher) != 1:
-        raise PatternError(f"{path}: a matcher has exactly one operator, not {', '.join(matcher)}")
-    operator, argument = next(iter(matcher.items()))
-    if operator not in OPERATORS:
-        raise PatternError(f"{path}: unknown operator {operator!r}; known are {', '.join(OPERATORS)}")
-    return OPERATORS[operator](argument, f"{path}.{operator}")
+    if list(matcher) != ["prefix"]:
+        raise PatternError(f"{path}: {', '.join(matcher) or 'no operator'} is not supported by the embedded engine")
+    prefix = matcher["prefix"]
+    if not isinstance(prefix, str) or not prefix:
+        raise PatternError(f"{path}.prefix: needs a non-empty string, not {prefix!r}")
+    return lambda value: isinstance(value, str) and value.startswith(prefix)
 
 
 def _equal(value: Any, expected: Any) -> bool:
     """JSON equality: true is not 1, and 1 is 1.0."""
     if isinstance(value, bool) or isinstance(expected, bool):
         return value is expected
-    return value is not ABSENT and value == expected and (value is None) == (expected is None)
-
-
-def _text(argument: Any, path: str) -> str:
-    if not isinstance(argument, str) or not argument:
-        raise PatternError(f"{path}: needs a non-empty string, not {argument!r}")
-    return argument
-
-
-def _text_test(argument: Any, path: str, test: Callable[[str, str], bool]) -> Predicate:
-    """``test(value, argument)`` on strings; ``{"equals-ignore-case": text}`` as argument folds both."""
-    if isinstance(argument, dict):
-        if list(argument) != ["equals-ignore-case"]:
-            raise PatternError(f"{path}: unknown argument {argument!r}")
-        folded = _text(argument["equals-ignore-case"], path).lower()
-        return lambda value: isinstance(value, str) and test(value.lower(), folded)
-    text = _text(argument, path)
-    return lambda value: isinstance(value, str) and test(value, text)
-
-
-def _prefix(argument: Any, path: str) -> Predicate:
-    return _text_test(argument, path, str.startswith)
-
-
-def _suffix(argument: Any, path: str) -> Predicate:
-    return _text_test(argument, path, str.endswith)
-
-
-def _equals_ignore_case(argument: Any, path: str) -> Predicate:
-    folded = _text(argument, path).lower()
-    return lambda value: isinstance(value, str) and value.lower() == folded
-
-
-def _wildcard(argument: Any, path: str) -> Predicate:
-    text = _text(argument, path)
-    if "**" in text:
-        raise PatternError(f"{path}: two * in a row")
-    parts = re.split(r"(\\\*|\\\\|\*)", text)
-    pieces = {"*": ".*", r"\*": r"\*", r"\\": r"\\"}
-    expression = re.compile("".join(pieces.get(part, re.escape(part)) for part in parts), re.DOTALL)
-    return lambda value: isinstance(value, str) and expression.fullmatch(value) is not None
-
-
-def _exists(argument: Any, path: str) -> Predicate:
-    if not isinstance(argument, bool):
-        raise PatternError(f"{path}: needs true or false, not {argument!r}")
-    return lambda value: (value is not ABSENT) == argument
-
-
-NUMERIC = {
-    "=": lambda a, b: a == b,
-    "<": lambda a, b: a < b,
-    "<=": lambda a, b: a <= b,
-    ">": lambda a, b: a > b,
-    ">=": lambda a, b: a >= b,
-}
-
-
-def _numeric(argument: Any, path: str) -> Predicate:
-    if not isinstance(argument, list) or len(argument) not in (2, 4):
-        raise PatternError(f"{path}: needs [operator, number] once or twice, not {argument!r}")
-    tests = []
-    for operator, limit in zip(argument[::2], argument[1::2], strict=True):
-        if operator not in NUMERIC or isinstance(limit, bool) or not isinstance(limit, (int, float)):
-            raise PatternError(f"{path}: {operator!r} {limit!r} is not a comparison with a number")
-        tests.append((NUMERIC[operator], limit))
-
-    def check(value: Any) -> bool:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return is_number and all(test(value, limit) for test, limit in tests)
-
-    return check
-
-
-def _anything_but(argument: Any, path: str) -> Predicate:
-    """Present and none of the named; one operator (prefix, suffix, wildcard, equals-ignore-case) may be inside."""
-    if isinstance(argument, dict):
-        if len(argument) != 1 or next(iter(argument)) not in ("prefix", "suffix", "wildcard", "equals-ignore-case"):
-            raise PatternError(f"{path}: unknown argument {argument!r}")
-        operator, inner_argument = next(iter(argument.items()))
-        items = inner_argument if isinstance(inner_argument, list) else [inner_argument]
-        inner = [OPERATORS[operator](item, f"{path}.{operator}") for item in items]
-        return lambda value: value is not ABSENT and not any(test(value) for test in inner)
-    items = argument if isinstance(argument, list) else [argument]
-    if not items or not all(isinstance(item, (str, int, float)) for item in items):
-        raise PatternError(f"{path}: needs strings or numbers, not {argument!r}")
-    return lambda value: value is not ABSENT and not any(_equal(value, item) for item in items)
-
-
-OPERATORS: dict[str, Callable[[Any, str], Predicate]] = {
-    "prefix": _prefix,
-    "suffix": _suffix,
-    "equals-ignore-case": _equals_ignore_case,
-    "wildcard": _wildcard,
-    "exists": _exists,
-    "numeric": _numeric,
-    "anything-but": _anything_but,
-}
+    return bool(value == expected)
 
 
 def schedule_seconds(expression: str, where: str) -> float:
@@ -210,33 +106,25 @@ def schedule_seconds(expression: str, where: str) -> float:
     return int(match.group(1)) * {"minute": 60.0, "hour": 3600.0, "day": 86400.0}[match.group(2)]
 
 
+@dataclass
 class EventBus:
-    """The default bus: rules, their targets, and what is sent to them."""
+    """The default bus: rules, their targets, and what is sent to them.
 
-    def __init__(
-        self,
-        clock: Clock,
-        rules: list[Rule],
-        deliver: Callable[[Target, Any], None],
-        ids: Callable[[], str],
-        account_id: str,
-        region: str,
-        duplicate_events: bool = False,
-        schedule_period_s: float | None = None,
-    ) -> None:
-        """``deliver(target, event)`` is called on the clock's thread, twice per match with ``duplicate_events``.
+    ``deliver(target, event)`` is called on the clock's thread, twice per match with ``duplicate_events``.
+    ``schedule_period_s`` replaces the period of every schedule.
+    """
 
-        ``schedule_period_s`` replaces the period of every schedule.
-        """
-        self.clock = clock
-        self.rules = rules
-        self.deliver = deliver
-        self.ids = ids
-        self.account_id = account_id
-        self.region = region
-        self.copies = 2 if duplicate_events else 1
-        self.schedule_period_s = schedule_period_s
-        self.patterns = [(rule, compile_pattern(rule.pattern, rule.logical_id)) for rule in rules if rule.pattern]
+    clock: Clock
+    rules: list[Rule]
+    deliver: Callable[[Target, Any], None]
+    ids: Callable[[], str]
+    account_id: str
+    region: str
+    duplicate_events: bool = False
+    schedule_period_s: float | None = None
+
+    def __post_init__(self) -> None:
+        self.patterns = [(rule, compile_pattern(rule.pattern, rule.logical_id)) for rule in self.rules if rule.pattern]
         self._timers: list[Timer] = []
         self._closed = False
 
@@ -255,7 +143,14 @@ class EventBus:
 
     def put(self, source: str, detail_type: str, detail: dict[str, Any], resources: list[str] | None = None) -> str:
         """Send an event to every rule that matches; returns its id. Delivery happens later, on the clock's thread."""
-        event = {
+        event = self._event(source, detail_type, detail, resources or [])
+        for rule, pattern in self.patterns:
+            if pattern.matches(event):
+                self._send(rule, event)
+        return str(event["id"])
+
+    def _event(self, source: str, detail_type: str, detail: dict[str, Any], resources: list[str]) -> dict[str, Any]:
+        return {
             "version": "0",
             "id": self.ids(),
             "detail-type": detail_type,
@@ -263,18 +158,14 @@ class EventBus:
             "account": self.account_id,
             "time": iso_time(self.clock.now()),
             "region": self.region,
-            "resources": resources or [],
+            "resources": resources,
             "detail": detail,
         }
-        for rule, pattern in self.patterns:
-            if pattern.matches(event):
-                self._send(rule, event)
-        return str(event["id"])
 
     def _send(self, rule: Rule, event: dict[str, Any]) -> None:
         for target in rule.targets:
             payload = event if target.input is None else target.input
-            for _ in range(self.copies):
+            for _ in range(2 if self.duplicate_events else 1):
                 self.clock.call_soon(partial(self._deliver, target, copy.deepcopy(payload)))
 
     def _deliver(self, target: Target, payload: Any) -> None:
@@ -285,17 +176,7 @@ class EventBus:
         def tick() -> None:
             if self._closed:
                 return
-            event = {
-                "version": "0",
-                "id": self.ids(),
-                "detail-type": "Scheduled Event",
-                "source": "aws.events",
-                "account": self.account_id,
-                "time": iso_time(self.clock.now()),
-                "region": self.region,
-                "resources": [rule.arn],
-                "detail": {},
-            }
+            event = self._event("aws.events", "Scheduled Event", {}, [rule.arn])
             self._send(rule, event)
             self._schedule(rule, period_s)
 

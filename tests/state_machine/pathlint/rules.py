@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from spaceport.asl.intrinsics import parse_intrinsic, paths_of
-from spaceport.asl.paths import Path, compile_path
-from spaceport.asl.templates import expressions_in
-from tests.state_machine.pathproof.assumptions import Assumptions
-from tests.state_machine.pathproof.findings import Finding
-from tests.state_machine.pathproof.integrations import CAN_BE_RETRIED, waits_for_token
+from spaceport.asl.templates import context_paths_in
+from tests.state_machine.pathlint.assumptions import Assumptions
 
 Graph = dict[str, Any]  # {"StartAt", "States"}: a machine, a branch of Parallel, the processor of Map
 ALL, RUNTIME = "States.ALL", "States.Runtime"
+CAN_BE_RETRIED = ("Task", "Parallel", "Map")
+
+
+class Finding(NamedTuple):
+    """One thing that may fail: ``path`` is the JSONPath, error name or state name that it is about."""
+
+    rule: str
+    state: str
+    field: str
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        place = f"state '{self.state}'" if self.state else "state machine"
+        return f"[{self.rule}] {place}, {self.field}: {self.path + ': ' if self.path else ''}{self.reason}"
+
+
+def waits_for_token(body: dict[str, Any]) -> bool:
+    """Whether the state is a callback task."""
+    return body.get("Type") == "Task" and str(body.get("Resource", "")).endswith(".waitForTaskToken")
 
 
 def check(definition: Graph, assumptions: Assumptions) -> Iterator[Finding]:
@@ -28,7 +44,7 @@ def check(definition: Graph, assumptions: Assumptions) -> Iterator[Finding]:
 def inner_graphs(body: dict[str, Any]) -> list[tuple[str, Graph]]:
     """The graphs inside a Parallel or Map state, with the field they are in."""
     found: list[tuple[str, Graph]] = [(f"Branches[{at}]", graph) for at, graph in enumerate(body.get("Branches", []))]
-    return found + [(name, body[name]) for name in ("ItemProcessor", "Iterator") if name in body]
+    return found + [("ItemProcessor", body["ItemProcessor"])] if "ItemProcessor" in body else found
 
 
 def targets(body: dict[str, Any], with_catch: bool = True) -> list[tuple[str, Any]]:
@@ -99,31 +115,17 @@ def _reachable(states: dict[str, Any], start: list[str], with_catch: bool = True
 
 
 def _task(name: str, body: dict[str, Any], assumptions: Assumptions, used: set[Any]) -> Iterator[Finding]:
-    if "TimeoutSeconds" not in body and "TimeoutSecondsPath" not in body:
+    if "TimeoutSeconds" not in body:
         yield Finding("timeout", name, "TimeoutSeconds", "", "a task without it waits 99,999,999 s when nobody answers")
     if not waits_for_token(body):
         return
-    if "HeartbeatSeconds" not in body and "HeartbeatSecondsPath" not in body:
+    if "HeartbeatSeconds" not in body:
         used.add(("no_heartbeat", name))
         if name not in assumptions.no_heartbeat:
             reason = "a lost job is noticed only at TimeoutSeconds; give a heartbeat, or a reason (assumptions.py)"
             yield Finding("heartbeat", name, "HeartbeatSeconds", "", reason)
-    if not any(path.of_context and path.keys in _TOKEN_PATHS for path in _paths(body.get("Parameters"))):
+    if not any(path.keys == ("Task", "Token") for path in context_paths_in(body.get("Parameters"))):
         yield Finding("token", name, "Parameters", "$$.Task.Token", "is not passed on, so nobody can answer the task")
-
-
-_TOKEN_PATHS = ((), ("Task",), ("Task", "Token"))
-
-
-def _paths(template: Any) -> Iterator[Path]:
-    for expression in expressions_in(template):
-        try:
-            if expression.startswith("$"):
-                yield compile_path(expression)
-            else:
-                yield from paths_of(parse_intrinsic(expression))
-        except ValueError:
-            continue  # the data flow reports what does not parse
 
 
 # ---- errors

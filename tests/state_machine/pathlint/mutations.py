@@ -10,16 +10,12 @@ Definition = dict[str, Any]
 Edit = Callable[[dict[str, Any]], None]  # changes "States" in place
 
 
-class Expected(NamedTuple):
-    rule: str
-    state: str
-    path: str | None = None  # None: whatever it is about
-
-
 class Mutation(NamedTuple):
+    """A mistake, and what the finding begins with: its rule, state and (where it has one) path."""
+
     name: str
+    finding: str
     edit: Edit
-    expected: Expected
 
 
 def apply(definition: Definition, edit: Edit) -> Definition:
@@ -107,7 +103,6 @@ def _rename(old: str, new: str) -> Edit:
     return edit
 
 
-REREAD_CAUSE = "States.StringToJson($.error.Cause)"
 PASS = {"Type": "Pass"}
 EACH_REJECTED = {
     "Type": "Map",
@@ -140,247 +135,195 @@ MUTATIONS = [
     # Fields that a route does not have
     Mutation(
         "notifier_reads_the_cause",
+        "path NotifyFailure $.error.Cause",
         put("NotifyFailure", "Parameters", "reason.$", value="$.error.Cause"),
-        Expected("path", "NotifyFailure", "$.error.Cause"),
     ),
     Mutation(
         "notifier_parses_the_cause",
-        put("NotifyFailure", "Parameters", "reason.$", value=REREAD_CAUSE),
-        Expected("intrinsic", "NotifyFailure", "States.StringToJson"),
+        "definition NotifyFailure",
+        put("NotifyFailure", "Parameters", "reason.$", value="States.StringToJson($.error.Cause)"),
     ),
     Mutation(
         "fail_state_reads_the_cause",
+        "definition Failed",
         both(drop("Failed", "Cause"), put("Failed", "CausePath", value="$.error.Cause")),
-        Expected("path", "Failed", "$.error.Cause"),
     ),
     Mutation(
         "error_is_not_a_text",
+        "definition Failed",
         both(drop("Failed", "Error"), put("Failed", "ErrorPath", value="$.error")),
-        Expected("type", "Failed", "$.error"),
     ),
     Mutation(
         "catch_writes_elsewhere",
+        "path RecordFailure $.error",
         put("Train", "Catch", 0, "ResultPath", value="$.failure"),
-        Expected("path", "RecordFailure", "$.error"),
     ),
+    Mutation("catch_replaces_everything", "path RecordFailure $.error", drop("SfM", "Catch", 0, "ResultPath")),
     Mutation(
-        "catch_replaces_everything", drop("SfM", "Catch", 0, "ResultPath"), Expected("path", "RecordFailure", "$.error")
-    ),
-    Mutation(
-        "catch_discards_the_error",
-        put("Compress", "Catch", 0, "ResultPath", value=None),
-        Expected("path", "RecordFailure", "$.error"),
+        "catch_discards_the_error", "path RecordFailure $.error", put("Compress", "Catch", 0, "ResultPath", value=None)
     ),
     Mutation(
         "default_skips_the_error",
+        "path RecordFailure $.error",
         put("UploadComplete?", "Default", value="RecordFailure"),
-        Expected("path", "RecordFailure", "$.error"),
     ),
-    Mutation("state_that_nothing_leads_to", _skip_malformed_answer, Expected("unreachable", "MalformedAnswer")),
+    Mutation("state_that_nothing_leads_to", "unreachable MalformedAnswer", _skip_malformed_answer),
     Mutation(
         "stage_that_was_skipped",
+        "path Compress $.sfm.output_uri",
         put("Compress", "Parameters", "Payload", "sfm.$", value="$.sfm.output_uri"),
-        Expected("path", "Compress", "$.sfm.output_uri"),
     ),
     Mutation(
         "answer_is_taken_for_granted",
+        "path Notify $.message_id",
         put("Notify", "ResultSelector", value={"id.$": "$.message_id"}),
-        Expected("path", "Notify", "$.message_id"),
     ),
     Mutation(
         "wait_for_another_field",
+        "path QuietPeriod $.settle.quiet_s",
         put("QuietPeriod", "SecondsPath", value="$.settle.quiet_s"),
-        Expected("path", "QuietPeriod", "$.settle.quiet_s"),
     ),
     Mutation(
         "timeout_from_the_answer",
+        "definition SfM",
         both(drop("SfM", "TimeoutSeconds"), put("SfM", "TimeoutSecondsPath", value="$.validate.limit_s")),
-        Expected("path", "SfM", "$.validate.limit_s"),
     ),
     Mutation(
         "heartbeat_from_the_answer",
+        "definition SfM",
         both(drop("SfM", "HeartbeatSeconds"), put("SfM", "HeartbeatSecondsPath", value="$.validate.beat_s")),
-        Expected("path", "SfM", "$.validate.beat_s"),
     ),
-    Mutation(
-        "input_path_to_the_answer",
-        put("Train", "InputPath", value="$.validate.options"),
-        Expected("path", "Train", "$.validate.options"),
-    ),
-    Mutation(
-        "output_path_to_nothing",
-        put("Settle", "OutputPath", value="$.settle.state"),
-        Expected("path", "Settle", "$.settle.state"),
-    ),
-    Mutation(
-        "output_path_drops_the_state",
-        put("Train", "OutputPath", value="$.train"),
-        Expected("result-path", "Compress", "$.compress"),
-    ),
+    Mutation("input_path_to_the_answer", "definition Train", put("Train", "InputPath", value="$.validate.options")),
+    Mutation("output_path_to_nothing", "definition Settle", put("Settle", "OutputPath", value="$.settle.state")),
+    Mutation("output_path_drops_the_state", "definition Train", put("Train", "OutputPath", value="$.train")),
     Mutation(
         "path_that_may_select_nothing",
+        "definition Notify",
         put("Notify", "Parameters", "uris.$", value="$..output_uri"),
-        Expected("path", "Notify", "$..output_uri"),
     ),
-    Mutation("map_over_an_answer", insert("SfM", "EachRejected", EACH_REJECTED), Expected("path", "EachRejected")),
-    Mutation("branch_reads_a_skipped_stage", insert("Train", "Also", ALSO), Expected("path", "Look")),
+    Mutation("map_over_an_answer", "path EachRejected", insert("SfM", "EachRejected", EACH_REJECTED)),
+    Mutation("branch_reads_a_skipped_stage", "path Look", insert("Train", "Also", ALSO)),
     # Guards of a Choice
     Mutation(
-        "guard_removed",
-        guards("UploadComplete?", 0, without("IsPresent")),
-        Expected("path", "UploadComplete?", "$.settle.complete"),
+        "guard_removed", "path UploadComplete? $.settle.complete", guards("UploadComplete?", 0, without("IsPresent"))
     ),
     Mutation(
         "guard_comes_last",
+        "path StartAt? $.validate.start_at",
         guards("StartAt?", 1, lambda tests: list(reversed(tests))),
-        Expected("path", "StartAt?", "$.validate.start_at"),
     ),
     Mutation(
-        "guard_is_one_of_two",
-        guards("UploadComplete?", 1, lambda tests: tests, "Or"),
-        Expected("path", "UploadComplete?", "$.settle.wait_s"),
+        "guard_is_one_of_two", "definition UploadComplete?", guards("UploadComplete?", 1, lambda tests: tests, "Or")
     ),
     Mutation(
         "guard_is_turned_round",
+        "path WholeSeconds $.settle.wait_s",
         guards("UploadComplete?", 1, lambda tests: {"And": tests}, "Not"),
-        Expected("path", "WholeSeconds", "$.settle.wait_s"),
     ),
     Mutation(
         "guard_of_the_type_removed",
+        "type QuietPeriod $.settle.wait_s",
         guards("UploadComplete?", 1, lambda tests: tests[:1]),
-        Expected("type", "QuietPeriod", "$.settle.wait_s"),
     ),
     Mutation(
         "guard_of_the_bound_removed",
+        "type QuietPeriod $.settle.wait_s",
         guards("UploadComplete?", 1, without("NumericGreaterThan")),
-        Expected("type", "QuietPeriod", "$.settle.wait_s"),
     ),
     Mutation(
         "compared_with_a_missing_field",
+        "definition StartAt?",
         put("StartAt?", "Choices", 0, "And", 2, value={"Variable": "$.scene", "StringEqualsPath": "$.title"}),
-        Expected("path", "StartAt?", "$.title"),
     ),
-    Mutation("choice_without_default", drop("StartAt?", "Default"), Expected("choice-default", "StartAt?")),
+    Mutation("choice_without_default", "choice-default StartAt?", drop("StartAt?", "Default")),
     # Context Object and intrinsic functions
     Mutation(
         "token_of_a_task_without_one",
+        "context Notify $$.Task.Token",
         put("Notify", "Parameters", "token.$", value="$$.Task.Token"),
-        Expected("context", "Notify", "$$.Task.Token"),
     ),
     Mutation(
-        "misspelt_context",
-        put("Notify", "Parameters", "job_id.$", value="$$.Execution.name"),
-        Expected("context", "Notify", "$$.Execution.name"),
+        "misspelt_context", "definition Notify", put("Notify", "Parameters", "job_id.$", value="$$.Execution.name")
     ),
     Mutation(
         "input_that_is_not_given",
+        "context Notify $$.Execution.Input.email",
         put("Notify", "Parameters", "email.$", value="$$.Execution.Input.email"),
-        Expected("context", "Notify", "$$.Execution.Input.email"),
     ),
     Mutation(
         "item_outside_of_a_map",
+        "context Notify $$.Map.Item.Value",
         put("Notify", "Parameters", "item.$", value="$$.Map.Item.Value"),
-        Expected("context", "Notify", "$$.Map.Item.Value"),
     ),
     Mutation(
         "format_of_an_object",
+        "intrinsic NotifyFailure States.Format",
         put("NotifyFailure", "Parameters", "text.$", value="States.Format('{}', $.error)"),
-        Expected("intrinsic", "NotifyFailure", "States.Format"),
     ),
     Mutation(
         "sum_of_anything",
+        "intrinsic Notify States.MathAdd",
         put("Notify", "Parameters", "photos.$", value="States.MathAdd($.validate, 1)"),
-        Expected("intrinsic", "Notify", "States.MathAdd"),
     ),
     # ResultPath
     Mutation(
         "result_into_a_text",
+        "result-path Validate $.job_id.validate",
         put("Validate", "ResultPath", value="$.job_id.validate"),
-        Expected("result-path", "Validate", "$.job_id.validate"),
     ),
-    Mutation(
-        "result_into_an_answer",
-        put("Train", "ResultPath", value="$.sfm.train"),
-        Expected("result-path", "Train", "$.sfm.train"),
-    ),
+    Mutation("result_into_an_answer", "result-path Train $.sfm.train", put("Train", "ResultPath", value="$.sfm.train")),
     Mutation(
         "error_into_an_answer",
+        "result-path Notify $.compress.error",
         put("Notify", "Catch", 0, "ResultPath", value="$.compress.error"),
-        Expected("result-path", "Notify", "$.compress.error"),
     ),
-    Mutation(
-        "result_replaces_the_state",
-        drop("Validate", "ResultPath"),
-        Expected("result-path", "MalformedAnswer", "$.error"),
-    ),
+    Mutation("result_replaces_the_state", "result-path MalformedAnswer $.error", drop("Validate", "ResultPath")),
     # The graph
-    Mutation("next_to_nowhere", put("Compress", "Next", value="Publish"), Expected("next", "Compress", "Publish")),
-    Mutation(
-        "default_to_nowhere", put("StartAt?", "Default", value="Malformed"), Expected("next", "StartAt?", "Malformed")
-    ),
-    Mutation(
-        "catch_to_nowhere",
-        put("Train", "Catch", 0, "Next", value="RecordFailures"),
-        Expected("next", "Train", "RecordFailures"),
-    ),
-    Mutation("no_way_on", drop("QuietPeriod", "Next"), Expected("next", "QuietPeriod")),
-    Mutation("loop_without_a_way_out", _never_complete, Expected("no-end", "Settle")),
+    Mutation("next_to_nowhere", "next Compress Publish", put("Compress", "Next", value="Publish")),
+    Mutation("default_to_nowhere", "next StartAt? Malformed", put("StartAt?", "Default", value="Malformed")),
+    Mutation("catch_to_nowhere", "next Train RecordFailures", put("Train", "Catch", 0, "Next", value="RecordFailures")),
+    Mutation("no_way_on", "next QuietPeriod", drop("QuietPeriod", "Next")),
+    Mutation("loop_without_a_way_out", "no-end Settle", _never_complete),
     # Limits and tokens
-    Mutation("task_without_timeout", drop("Validate", "TimeoutSeconds"), Expected("timeout", "Validate")),
-    Mutation("callback_without_heartbeat", drop("SfM", "HeartbeatSeconds"), Expected("heartbeat", "SfM")),
-    Mutation(
-        "heartbeat_as_long_as_the_timeout",
-        put("Train", "HeartbeatSeconds", value=345600),
-        Expected("heartbeat", "Train"),
-    ),
-    Mutation(
-        "token_not_passed_on", drop("Compress", "Parameters", "Payload", "task_token.$"), Expected("token", "Compress")
-    ),
+    Mutation("task_without_timeout", "timeout Validate", drop("Validate", "TimeoutSeconds")),
+    Mutation("callback_without_heartbeat", "heartbeat SfM", drop("SfM", "HeartbeatSeconds")),
+    Mutation("heartbeat_as_long_as_the_timeout", "definition Train", put("Train", "HeartbeatSeconds", value=345600)),
+    Mutation("token_not_passed_on", "token Compress", drop("Compress", "Parameters", "Payload", "task_token.$")),
     # Retry and Catch
-    Mutation("task_without_catch", drop("Notify", "Catch"), Expected("catch", "Notify")),
-    Mutation(
-        "catch_of_one_error",
-        put("SfM", "Catch", 0, "ErrorEquals", value=["States.TaskFailed"]),
-        Expected("catch", "SfM"),
-    ),
+    Mutation("task_without_catch", "catch Notify", drop("Notify", "Catch")),
+    Mutation("catch_of_one_error", "catch SfM", put("SfM", "Catch", 0, "ErrorEquals", value=["States.TaskFailed"])),
     Mutation(
         "failure_ends_as_success",
+        "failure-route Train RecordFailure",
         both(drop("NotifyFailure", "Next"), put("NotifyFailure", "End", value=True)),
-        Expected("failure-route", "Train", "RecordFailure"),
     ),
     Mutation(
         "all_before_another",
+        "states-all SfM",
         put("SfM", "Catch", value=[CATCH_ALL, {**CATCH_ALL, "ErrorEquals": ["States.Timeout"]}]),
-        Expected("states-all", "SfM"),
     ),
     Mutation(
         "all_beside_another",
+        "states-all Train",
         put("Train", "Catch", 0, "ErrorEquals", value=["States.Timeout", "States.ALL"]),
-        Expected("states-all", "Train"),
     ),
     Mutation(
         "retry_of_what_will_fail_again",
+        "retry Train States.TaskFailed",
         put("Train", "Retry", 0, "ErrorEquals", value=["Spaceport.Transient", "States.TaskFailed"]),
-        Expected("retry", "Train", "States.TaskFailed"),
     ),
     Mutation(
         "runtime_errors_are_not_caught",
+        "states-runtime Compress",
         put("Compress", "Catch", value=[{**CATCH_ALL, "ErrorEquals": ["States.Runtime"]}, CATCH_ALL]),
-        Expected("states-runtime", "Compress"),
     ),
     # Size
+    Mutation("state_is_sent_twice", "size NotifyFailure", put("NotifyFailure", "Parameters", "again.$", value="$")),
     Mutation(
-        "state_is_sent_twice",
-        put("NotifyFailure", "Parameters", "again.$", value="$"),
-        Expected("size", "NotifyFailure"),
+        "history_grows_in_the_loop", "size Remember", insert("QuietPeriod", "Remember", {**PASS, "Parameters": HISTORY})
     ),
-    Mutation(
-        "history_grows_in_the_loop",
-        insert("QuietPeriod", "Remember", {**PASS, "Parameters": HISTORY}),
-        Expected("size", "Remember"),
-    ),
-    Mutation("answer_without_a_bound", _rename("Validate", "Check"), Expected("size", "Check")),
+    Mutation("answer_without_a_bound", "size Check", _rename("Validate", "Check")),
     # What the language does not know
-    Mutation("misspelt_field", put("QuietPeriod", "Second", value=5), Expected("definition", "QuietPeriod")),
-    Mutation("exception_that_nothing_needs", drop("RecordFailure", "Retry"), Expected("exception", "RecordFailure")),
+    Mutation("misspelt_field", "definition QuietPeriod", put("QuietPeriod", "Second", value=5)),
+    Mutation("exception_that_nothing_needs", "exception RecordFailure", drop("RecordFailure", "Retry")),
 ]
