@@ -1,6 +1,7 @@
 # make demo   sample photos -> splat page, on this machine
 # make test   unit, state machine, stage and end-to-end tests
 # make test-torch    training on several GPUs, shown on the CPU (installs PyTorch beside the environment)
+# make contracts   write what follows from the declared stages and options: schema, option models, docs/options.md
 # make ci     what continuous integration runs: lint, types, all tests, images, deployment; says what each took
 # make images-test   build the container images and run them under SageMaker's contract (needs Docker, or root)
 # make gpu-image     build the GPU variant of the training image and judge what needs no GPU (30 GB of disk, about an hour)
@@ -13,7 +14,7 @@ DEMO   ?= demo
 PYTEST_ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help install install-dev demo test test-torch lint types ci ci-without-deploy lock clean browser engine local-images images-test gpu-image vulnerabilities
+.PHONY: help install install-dev demo test test-torch contracts lint types ci ci-without-deploy lock clean browser engine local-images images-test gpu-image vulnerabilities
 
 help:
 	@sed -n 's/^# make/make/p' $(MAKEFILE_LIST)
@@ -76,6 +77,9 @@ gpu-image: install-dev engine build/images/sdk/.installed
 
 vulnerabilities: install
 	$(BIN)/python -m deploy.images.vulnerabilities
+
+contracts: install
+	PYTHONPATH=functions $(BIN)/python -m deploy.contracts
 
 lint: install-dev
 	$(BIN)/ruff check .

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from base.settings import STAGES, Settings
+from base.settings import Settings, read_settings
+from base.stages import STAGE_NAMES
 from benchmarks.gpus import newest
 from benchmarks.marks import filled
 from benchmarks.preset_times import milliseconds
@@ -51,8 +52,7 @@ class Input:
 def default_settings() -> Settings:
     """The settings that template.yaml gives the functions by default."""
     environment = load_stack(ROOT / "template.yaml").function("ValidateFunction").environment
-    names = {name: name.upper() for name in Settings.model_fields}
-    return Settings.model_validate({name: environment[key] for name, key in names.items() if key in environment})
+    return read_settings(environment)
 
 
 def stage_costs(settings: Settings, preset: str, photos: int) -> dict[str, float]:
@@ -62,7 +62,7 @@ def stage_costs(settings: Settings, preset: str, photos: int) -> dict[str, float
 
 
 def usd(settings: Settings, seconds: dict[str, float]) -> dict[str, float]:
-    return {s: prices.cost_usd(settings, settings.stage(s).instance_type, seconds[s]) for s in STAGES}
+    return {s: prices.cost_usd(settings, settings.stage(s).instance_type, seconds[s]) for s in STAGE_NAMES}
 
 
 def with_spare(costs: dict[str, float]) -> float:
@@ -149,7 +149,7 @@ def inputs() -> list[Input]:
         Input("training on spare capacity", f"{SPARE_SHARE:.0%} of the price", "assumed", "AWS: up to 90 % less"),
     ]
     settings = default_settings()
-    for stage in STAGES:
+    for stage in STAGE_NAMES:
         machine = settings.stage(stage).instance_type
         price = prices.price_usd_per_hour(settings, machine)
         kind = "assumed" if machine in prices.ASSUMED else "published"
@@ -190,7 +190,7 @@ def priced(costs: dict[str, float]) -> str:
     """Cells of a table: stages, sums, share of the peer, goal."""
     total, spare = sum(costs.values()), with_spare(costs)
     met = "met" if total <= GOAL else "met with spare capacity" if spare <= GOAL else "missed"
-    stages = " | ".join(f"{costs[stage]:.2f}" for stage in STAGES)
+    stages = " | ".join(f"{costs[stage]:.2f}" for stage in STAGE_NAMES)
     return f"{stages} | {total:.2f} | {spare:.2f} | {total / PEER_USD:.0%} to {spare / PEER_USD:.0%} | {met}"
 
 
@@ -210,7 +210,7 @@ def example(settings: Settings, preset: str = "standard", photos: int = 200) -> 
     """The formula with its numbers for one scene."""
     estimate = prices.estimate(settings, JobOptions.model_validate({"preset": preset}), photos)
     lines = []
-    for stage in STAGES:
+    for stage in STAGE_NAMES:
         machine = settings.stage(stage).instance_type
         price, seconds = prices.price_usd_per_hour(settings, machine), estimate.seconds[stage]
         cost = prices.cost_usd(settings, machine, seconds)

@@ -19,10 +19,12 @@ from typing import Any
 
 from samtranslator.yaml_helper import yaml_parse
 
+from spaceport.stack.stages import STAGES, StageEntry
+
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = ROOT / "template.yaml"
 DEFINITION = ROOT / "statemachine/pipeline.asl.json"
-STAGES = {"SfM": "Sfm", "Train": "Train", "Compress": "Compress"}  # state: what its parameters begin with
+STAGES_BY_STATE = {stage.state: stage for stage in STAGES}
 
 START_AND_STOP_S = 7200  # of a job, beyond its run time: machine, image, inputs, results, and the sweep that sees it
 CALL_MARGIN_S = 60  # a function's own limit comes first, so that its error has a name
@@ -38,11 +40,11 @@ def read_template(path: Path = TEMPLATE) -> dict[str, Any]:
     return template
 
 
-def longest_job_s(template: dict[str, Any], stage: str) -> int:
-    """The longest that SageMaker lets the job of a stage (Sfm, Train, Compress) run, waiting for a machine included."""
+def longest_job_s(template: dict[str, Any], stage: StageEntry) -> int:
+    """The longest that SageMaker lets the job of a stage run, waiting for a machine included."""
     parameters = template["Parameters"]
-    run_s = int(parameters[f"{stage}MaxRuntimeSeconds"]["MaxValue"])
-    return run_s + (int(parameters["SpotWaitSeconds"]["MaxValue"]) if stage == "Train" else 0)
+    run_s = int(parameters[stage.parameter("MaxRuntimeSeconds")]["MaxValue"])
+    return run_s + (int(parameters["SpotWaitSeconds"]["MaxValue"]) if stage.is_training else 0)
 
 
 def function_timeout_s(template: dict[str, Any], function: str) -> int:
@@ -77,9 +79,9 @@ def _task_limits(template: dict[str, Any], name: str, state: dict[str, Any]) -> 
     function = re.fullmatch(r"\$\{(\w+)Arn\}", state["Resource"])
     if function:
         return {"TimeoutSeconds": function_timeout_s(template, function[1]) + CALL_MARGIN_S}
-    if name in STAGES:
+    if name in STAGES_BY_STATE:
         return {
-            "TimeoutSeconds": longest_job_s(template, STAGES[name]) + START_AND_STOP_S,
+            "TimeoutSeconds": longest_job_s(template, STAGES_BY_STATE[name]) + START_AND_STOP_S,
             "HeartbeatSeconds": SWEEPS_PER_HEARTBEAT * sweep_period_s(template),
         }
     if ":dynamodb:" in state["Resource"]:

@@ -1,4 +1,4 @@
-"""Bring the three images to the registry of a stack, and write their digests into samconfig.toml.
+"""Bring the images of the stages to the registry of a stack, and write their digests into samconfig.toml.
 
     python -m deploy.push_images push  --env default     build and check here, push   (needs a container engine)
     python -m deploy.push_images cloud --env default     build in the account with the stack's CodeBuild project
@@ -26,10 +26,11 @@ from typing import Any
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
+from spaceport.stack.stages import STAGE_NAMES, STAGES
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "samconfig.toml"
-STAGES = ("sfm", "train", "compress")
-PARAMETERS = {"sfm": "SfmImageUri", "train": "TrainImageUri", "compress": "CompressImageUri"}
+PARAMETERS = {stage.name: stage.parameter("ImageUri") for stage in STAGES}
 SOURCE_KEY = "image-sources/source.zip"
 SOURCES = ("containers", "deploy/buildspec.yaml")  # what images of the same content have in common
 DEPLOYED_TAG = "deployed-"  # rules of the repositories count images with this tag apart (template.yaml)
@@ -120,7 +121,7 @@ def push(registry: str, prefix: str, tag: str, train_engine: str) -> None:
         with running_engine() as engine:
             log_in(engine, registry)
             base = release_base(engine)
-            for stage in STAGES:
+            for stage in STAGE_NAMES:
                 name = f"{registry}/{prefix}-{stage}:{tag}"
                 variant = train_engine if stage == "train" else "cpu"
                 built = build(engine, stage, name, base, variant, platform=RELEASE_PLATFORM)
@@ -156,6 +157,7 @@ def build_in_account(bucket: str, project: str, tag: str, train_engine: str) -> 
     boto3.client("s3").upload_fileobj(io.BytesIO(archive.stdout), bucket, SOURCE_KEY)
     codebuild = boto3.client("codebuild")
     values = {"IMAGE_TAG": tag, "TRAIN_ENGINE": train_engine, "VERSION": version(), "REVISION": commit()}
+    values["STAGES"] = " ".join(STAGE_NAMES)
     variables = [{"name": name, "value": value, "type": "PLAINTEXT"} for name, value in values.items()]
     build = codebuild.start_build(projectName=project, environmentVariablesOverride=variables)["build"]
     print(f"building {build['id']}; this takes minutes with the CPU engine, about an hour with the GPU engine")
@@ -174,7 +176,7 @@ def digests(registry: str, prefix: str, tag: str) -> dict[str, str]:
     """
     ecr = boto3.client("ecr")
     found = {}
-    for stage in STAGES:
+    for stage in STAGE_NAMES:
         repository = f"{prefix}-{stage}"
         (image,) = ecr.describe_images(repositoryName=repository, imageIds=[{"imageTag": tag}])["imageDetails"]
         kind = image.get("imageManifestMediaType", "of an unknown kind")

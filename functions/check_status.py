@@ -16,7 +16,8 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from base import aws, layout, sweeps
 from base.failures import TRANSIENT
-from base.settings import Stage, settings
+from base.settings import settings
+from base.stages import StageName
 from base.telemetry import count_by, logger, metrics, tracer
 from stages import prices, sagemaker_jobs
 from stages.tokens import is_awaited, tell
@@ -90,7 +91,7 @@ def age_s(description: dict[str, Any], moment: str) -> float:
     return max(0.0, aws.now() - at.timestamp()) if isinstance(at, datetime) else 0.0
 
 
-def report_time(stage: Stage, seconds: float) -> None:
+def report_time(stage: StageName, seconds: float) -> None:
     """How much of its maximum run time the stage has used, for the alarm that comes before SageMaker stops it."""
     percent = 100 * seconds / settings().stage(stage).max_runtime_s
     count_by("stage", stage, "StageLimitPercent", MetricUnit.Percent, percent)
@@ -153,6 +154,6 @@ def count_late_cost(job_id: str, cost_usd: float) -> None:
         metrics.add_metric("CostUsd", MetricUnit.NoUnit, cost_usd)
 
 
-def cost_of(stage: Stage, verdict: Verdict) -> float:
+def cost_of(stage: StageName, verdict: Verdict) -> float:
     machine = verdict.instance_type or settings().stage(stage).instance_type
     return prices.cost_usd(settings(), machine, verdict.billable_seconds)

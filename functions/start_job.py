@@ -10,7 +10,8 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from base import aws, layout
 from base.failures import JobFailure, failure
 from base.service_errors import retried
-from base.settings import Stage, settings
+from base.settings import settings
+from base.stages import StageName
 from base.telemetry import logger, metrics, tracer
 from stages import sagemaker_jobs
 from stages.tokens import is_awaited
@@ -48,7 +49,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     )
 
 
-def start(job: dict[str, Any], stage: Stage, name: str, execution_arn: str) -> bool | None:
+def start(job: dict[str, Any], stage: StageName, name: str, execution_arn: str) -> bool | None:
     """Create the SageMaker job; False when an earlier call with this token has, None when the name is a stranger's."""
     try:
         arguments = sagemaker_jobs.request(stage, job, name, settings())

@@ -12,7 +12,8 @@ from botocore.exceptions import ClientError
 from base import aws, layout
 from base.failures import JobFailure, failure
 from base.service_errors import retried
-from base.settings import STAGES, settings
+from base.settings import settings
+from base.stages import stages_before
 from base.telemetry import logger, metrics, tracer
 from notifications.results import list_keys
 from stages import prices
@@ -124,7 +125,7 @@ def reuse(options: JobOptions, bucket: str, scene: str) -> dict[str, Any]:
     if other is None or other["scene"] != scene:
         raise failure("REUSE_JOB", f"The scene {scene} has no job {options.reuse_job}")
     taken = {}
-    for stage in STAGES[: STAGES.index(options.start_at)]:
+    for stage in stages_before(options.start_at):
         result = other["results"].get(stage)
         if result is None or not list_keys(bucket, layout.split_uri(result["output_uri"])[1]):
             raise failure(

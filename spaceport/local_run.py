@@ -21,6 +21,7 @@ from spaceport.base.clock import RealClock
 from spaceport.base.durable import sync_file, sync_folder, write_json
 from spaceport.local_cloud import Engine
 from spaceport.stack.root import TEMPLATE
+from spaceport.stack.stages import STAGES
 from spaceport.stack.template import load_stack
 
 Listener = Callable[[dict[str, Any]], None]
@@ -37,9 +38,7 @@ PARAMETERS = {
     "UseSpot": "false",
     "SenderEmail": "spaceport@spaceport.local",
     "NotificationEmail": OWNER,
-    "SfmMaxRuntimeSeconds": "86400",
-    "TrainMaxRuntimeSeconds": "172800",
-    "CompressMaxRuntimeSeconds": "86400",
+    **{stage.parameter("MaxRuntimeSeconds"): "172800" if stage.is_training else "86400" for stage in STAGES},
 }
 
 

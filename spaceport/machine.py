@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spaceport.stack.root import CONTAINERS
+from spaceport.stack.stages import STAGE_NAMES
 
 PACKAGES = ("pycolmap", "numba", "numpy", "faiss-cpu", "pillow", "moto", "torch", "gsplat")
 MEMORY_NEEDED_GIB = 4
@@ -127,7 +128,7 @@ def compile_kernels() -> None:
     sample = "from spaceport.sample import render_sample; render_sample(Path(sys.argv[1]), 3, 64, 64)"
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(cores()) as pool:
         commands = [["-c", f"import sys; from pathlib import Path; {sample}", folder]]
-        commands += [["-m", stage, "--selfcheck"] for stage in ("train", "compress", "sfm")]
+        commands += [["-m", stage, "--selfcheck"] for stage in STAGE_NAMES]
         environment = {**os.environ, "PYTHONPATH": str(CONTAINERS)}
         list(pool.map(lambda command: _run_python(command, environment), commands))
 

@@ -17,14 +17,14 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from spaceport.stack.stages import STAGES
+
 SILENCE_LIMIT_S = 4.0  # a plain log says something at least this often
 TICK_S = 0.5
 TITLES = {
     "Settle": "Is the upload complete?",
     "Validate": "Check photos and options",
-    "SfM": "Find camera positions",
-    "Train": "Train Gaussians",
-    "Compress": "Compress and build the page",
+    **{stage.state: stage.title for stage in STAGES},
     "Notify": "Publish and send e-mail",
     "RecordFailure": "Record the failure",
     "NotifyFailure": "Send e-mail about the failure",

@@ -1,4 +1,4 @@
-"""Build the three images from containers/Dockerfile.
+"""Build the images of the stages from containers/Dockerfile.
 
     python -m deploy.images.build [--engine gpu] [--prefix spaceport] [--tag latest] [sfm train compress]
 
@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.images.docker import Engine, NoEngine, running_engine
+from spaceport.stack.stages import STAGE_NAMES
 
 CONTEXT = Path(__file__).resolve().parents[2] / "containers"
 LOGS = CONTEXT.parent / "build" / "images"
-STAGES = ("sfm", "train", "compress")
 REGISTRY_BASE = "debian:bookworm-slim"
 LOCAL_BASE = "spaceport/base:bookworm"
 RELEASE_PLATFORM = "linux/amd64"  # SageMaker's machines; the pinned wheels are for it
@@ -198,13 +198,13 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", default=STAGES, help="sfm, train, compress; all by default")
+    parser.add_argument("stages", nargs="*", default=STAGE_NAMES, help=f"{', '.join(STAGE_NAMES)}; all by default")
     parser.add_argument("--engine", choices=("cpu", "gpu"), default="cpu", help="variant of the training image")
     parser.add_argument("--prefix", default="spaceport")
     parser.add_argument("--tag", default="latest")
     parser.add_argument("--no-cache", action="store_true")
     arguments = parser.parse_args()
-    unknown = set(arguments.stages) - set(STAGES)
+    unknown = set(arguments.stages) - set(STAGE_NAMES)
     if unknown:
         parser.error(f"no such stage: {', '.join(sorted(unknown))}")
     with running_engine() as engine:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-from base.settings import Stage
+from base.stages import StageName, find_stage
 
 SCENE_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 JOB_NAME_LIMIT = 63  # CreateTrainingJob, CreateProcessingJob
@@ -67,7 +67,7 @@ def job_id(scene: str, ulid: str) -> str:
     return f"{scene}-{ulid}"
 
 
-def job_name(prefix: str, job: str, stage: Stage, attempt: int) -> str:
+def job_name(prefix: str, job: str, stage: StageName, attempt: int) -> str:
     """Name of the SageMaker job of one attempt. Raises ValueError where SageMaker would refuse it."""
     name = f"{prefix}-{job.rpartition('-')[2].lower()}-{stage}-{attempt}"
     if len(name) > JOB_NAME_LIMIT:
@@ -88,7 +88,7 @@ def photos_prefix(job: str) -> str:
     return f"work/{job}/photos/"
 
 
-def progress_prefix(job: str, stage: Stage) -> str:
+def progress_prefix(job: str, stage: StageName) -> str:
     return f"work/{job}/progress/{stage}/"
 
 
@@ -96,9 +96,9 @@ def checkpoints_prefix(job: str) -> str:
     return f"work/{job}/train/checkpoints/"
 
 
-def output_prefix(job: str, stage: Stage, name: str) -> str:
+def output_prefix(job: str, stage: StageName, name: str) -> str:
     """Folder that a stage's job ``name`` fills. A training job's own name is part of it, as SageMaker lays it out."""
-    return f"work/{job}/train/{name}/output/model/" if stage == "train" else f"work/{job}/{stage}/"
+    return f"work/{job}/{stage}/" + (f"{name}/output/model/" if find_stage(stage).is_training else "")
 
 
 def results_prefix(scene: str, job: str) -> str:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
-from typing import Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-Stage = Literal["sfm", "train", "compress"]
-STAGES: tuple[Stage, ...] = ("sfm", "train", "compress")
+from base.stages import STAGE_NAMES, StageName
 
 
-@dataclass(frozen=True)
-class StageSettings:
-    """The machine of one stage."""
+class StageSettings(BaseModel):
+    """The machine of one stage. Each field is a variable in capitals that begins with the stage: SFM_ROLE_ARN."""
+
+    model_config = ConfigDict(frozen=True)
 
     image_uri: str
     instance_type: str
@@ -25,7 +25,7 @@ class StageSettings:
 
 
 class Settings(BaseModel):
-    """Each field is the environment variable of the same name in capitals."""
+    """Each field but `stages` is the environment variable of the same name in capitals."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,40 +38,30 @@ class Settings(BaseModel):
     max_photos: int
     max_usd_per_scene: float
     max_usd_per_day: float
-    sfm_role_arn: str
-    train_role_arn: str
-    compress_role_arn: str
     kms_key_arn: str  # empty: keys that AWS manages
-    sfm_image_uri: str
-    train_image_uri: str
-    compress_image_uri: str
-    sfm_instance_type: str
-    train_instance_type: str
-    compress_instance_type: str
-    sfm_volume_gb: int
-    train_volume_gb: int
-    compress_volume_gb: int
-    sfm_max_runtime_s: int
-    train_max_runtime_s: int
-    compress_max_runtime_s: int
+    stages: dict[StageName, StageSettings]
     use_spot: bool
     spot_wait_s: int
     prices_usd_per_hour: str
     sender_email: str
     result_base_url: str
 
-    def stage(self, stage: Stage) -> StageSettings:
-        return StageSettings(
-            image_uri=getattr(self, f"{stage}_image_uri"),
-            instance_type=getattr(self, f"{stage}_instance_type"),
-            volume_gb=getattr(self, f"{stage}_volume_gb"),
-            max_runtime_s=getattr(self, f"{stage}_max_runtime_s"),
-            role_arn=getattr(self, f"{stage}_role_arn"),
-        )
+    def stage(self, name: StageName) -> StageSettings:
+        return self.stages[name]
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Raises pydantic.ValidationError that names each missing or wrong variable."""
+
+    def given(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+        names = {name: prefix + name.upper() for name in model.model_fields}
+        return {name: environment[key] for name, key in names.items() if key in environment}
+
+    stages = {stage: given(StageSettings, f"{stage.upper()}_") for stage in STAGE_NAMES}
+    return Settings.model_validate({**given(Settings), "stages": stages})
 
 
 @cache
 def settings() -> Settings:
-    """The settings of this function; raises pydantic.ValidationError that names each missing or wrong variable."""
-    names = {name: name.upper() for name in Settings.model_fields}
-    return Settings.model_validate({name: os.environ[key] for name, key in names.items() if key in os.environ})
+    """The settings of this function; raises as ``read_settings`` does."""
+    return read_settings(os.environ)

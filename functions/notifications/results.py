@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 from base import aws, layout
 from base.failures import failure
 from base.settings import settings
+from base.stages import STAGES, WHOLE_OUTPUT
 
 DELETE_LIMIT = 1000  # DeleteObjects
 PAGE = "index.html"
@@ -19,7 +20,6 @@ SINGLE_PAGE = "scene.html"  # with all that it shows in it: a signed link opens 
 # The longest that a link is signed for. It ends before that with the session of the function that signed it.
 LINK_LIFE_S = 12 * 3600
 REPORT = "report.json"
-SCENE_FILE = "scene.ply"
 # What browsers need to be told and Python does not know everywhere.
 CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -39,26 +39,29 @@ def list_keys(bucket: str, prefix: str) -> list[dict[str, Any]]:
 
 
 def publish(job: dict[str, Any]) -> str:
-    """Copy the compress stage's folder and scene.ply to results/<scene>/<job_id>/; returns the key of the page there.
+    """Copy what the stages publish (base/stages.py) to results/<scene>/<job_id>/; returns the key of the page there.
 
     Copying again gives the same objects, so a repeated call is harmless. Raises the failure OUTPUT_MISSING without a
     page, or without the one that links lead to.
     """
     bucket, job_results = job["bucket"], job["results"]
     target = layout.results_prefix(job["scene"], job["job_id"])
-    sources = {}
-    for stage in ("train", "compress"):
-        if stage not in job_results:
+    sources: dict[str, str] = {}
+    for stage in STAGES:
+        if not stage.publishes:
+            continue
+        if stage.name not in job_results:
             raise failure(
                 "OUTPUT_MISSING",
-                f"The row of the job has no result of the {stage} stage. This is a fault of Spaceport.",
+                f"The row of the job has no result of the {stage.name} stage. This is a fault of Spaceport.",
             )
-    _, folder = layout.split_uri(job_results["compress"]["output_uri"])
-    for item in list_keys(bucket, folder):
-        sources[item["Key"].removeprefix(folder)] = item["Key"]
-    _, train_folder = layout.split_uri(job_results["train"]["output_uri"])
-    sources[SCENE_FILE] = train_folder + SCENE_FILE
+        _, folder = layout.split_uri(job_results[stage.name]["output_uri"])
+        if WHOLE_OUTPUT in stage.publishes:
+            sources |= {item["Key"].removeprefix(folder): item["Key"] for item in list_keys(bucket, folder)}
+        else:
+            sources |= {name: folder + name for name in stage.publishes}
     page = sources.pop(PAGE, None)
+    _, folder = layout.split_uri(job_results["compress"]["output_uri"])
     if page is None:
         raise failure("OUTPUT_MISSING", f"The compress stage left no {PAGE} in {folder}. This is a fault of Spaceport.")
     if not settings().result_base_url and SINGLE_PAGE not in sources:

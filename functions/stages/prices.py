@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from base.failures import JobFailure, failure
-from base.settings import STAGES, Settings, Stage
+from base.settings import Settings
+from base.stages import STAGES, Stage, find_stage, stages_before
 from uploads.options import JobOptions
 
 # USD per hour, on demand, us-east-1. Not read from AWS's own page and not from a bill: the parameter PricesUsdPerHour
@@ -36,13 +37,9 @@ ASSUMED = {
 }
 ANY_INSTANCE = "*"
 
-# Billed seconds per stage, rounded up on purpose: an estimate that is too low would break the promise of max_cost_usd.
+# Billed seconds beside those of the stages' own table (base/stages.py).
 START_S = 180  # image pull and data download, billed
-TRAIN_S = {"draft": 120, "standard": 1200, "high": 3600}  # the presets' time budgets (containers/train/presets.py)
 AROUND_TRAINING_S = 60  # loading before it and measuring after it (containers/train/stage.py)
-# About twice what benchmarks/results/sfm.json lets expect for 1,000 photos, a tenth more than for 2,000 (MaxPhotos).
-SFM_S_PER_PHOTO = {"draft": 1.5, "standard": 4.0, "high": 6.0}
-COMPRESS_S = 300
 # A job whose limit pays no more of its training than this is refused; its result would not be what was asked for.
 LEAST_SHARE = 1 / 3
 LEAST_SHARE_LATER = 1 / 10  # the same once its cameras are paid, which may have cost more than was counted
@@ -75,7 +72,7 @@ def cost_usd(settings: Settings, instance_type: str, billable_s: float) -> float
 
 def training_s(options: JobOptions) -> float:
     """Seconds that the training loop may take, as the options want it."""
-    return options.max_training_seconds or TRAIN_S[options.preset]
+    return options.max_training_seconds or find_stage("train").seconds_per_job[options.preset]
 
 
 def estimate(settings: Settings, options: JobOptions, photos: int, train_s: float | None = None) -> Estimate:
@@ -83,17 +80,23 @@ def estimate(settings: Settings, options: JobOptions, photos: int, train_s: floa
 
     ``train_s``: seconds of the training loop, if not those that the options want.
     """
-    all_seconds: dict[Stage, float] = {
-        "sfm": START_S + SFM_S_PER_PHOTO[options.preset] * photos,
-        "train": START_S + AROUND_TRAINING_S + (training_s(options) if train_s is None else train_s),
-        "compress": START_S + COMPRESS_S,
-    }
-    stages = STAGES[STAGES.index(options.start_at) :]
-    limits = {stage: settings.stage(stage) for stage in stages}
-    seconds = {stage: min(all_seconds[stage], limits[stage].max_runtime_s) for stage in stages}
-    usd = sum(cost_usd(settings, limits[stage].instance_type, seconds[stage]) for stage in stages)
-    named = {str(stage): s for stage, s in seconds.items()}
-    return Estimate(round(usd, 4), named, basis(settings), shortened=train_s is not None)
+    skipped = stages_before(options.start_at)
+    seconds: dict[str, float] = {}
+    usd = 0.0
+    for stage in STAGES:
+        if stage.name not in skipped:
+            machine = settings.stage(stage.name)
+            seconds[stage.name] = min(_stage_s(stage, options, photos, train_s), machine.max_runtime_s)
+            usd += cost_usd(settings, machine.instance_type, seconds[stage.name])
+    return Estimate(round(usd, 4), seconds, basis(settings), shortened=train_s is not None)
+
+
+def _stage_s(stage: Stage, options: JobOptions, photos: int, train_s: float | None) -> float:
+    """Billed seconds that a stage is counted with, the start of its machine included."""
+    seconds = START_S + stage.seconds_per_photo.get(options.preset, 0) * photos
+    if not stage.is_training:
+        return seconds + stage.seconds_per_job[options.preset]
+    return seconds + AROUND_TRAINING_S + (training_s(options) if train_s is None else train_s)
 
 
 def limit_usd(settings: Settings, options: JobOptions) -> float:
@@ -114,7 +117,7 @@ def within_limit(settings: Settings, options: JobOptions, photos: int) -> Estima
     if least.usd > limit:
         needed = f", {least.usd:.2f} USD with a third of the training" if least.usd < whole.usd else ""
         raise above_limit(settings, options, f"The job would cost about {whole.usd:.2f} USD{needed}")
-    more_s = (limit - least.usd) / price_usd_per_hour(settings, settings.train_instance_type) * 3600
+    more_s = (limit - least.usd) / price_usd_per_hour(settings, settings.stage("train").instance_type) * 3600
     return estimate(settings, options, photos, math.floor(least_s + more_s - 1))  # one less: sums are rounded
 
 
@@ -131,15 +134,18 @@ def training_usd(settings: Settings, options: JobOptions, job: dict[str, Any]) -
     price on spare capacity too, as nobody knows the saving before. Raises COST_LIMIT or COST_LIMIT_OF_SERVICE when
     nothing useful is left.
     """
-    price = price_usd_per_hour(settings, settings.train_instance_type)
+    price = price_usd_per_hour(settings, settings.stage("train").instance_type)
     if not price:
         return None
     limit = limit_usd(settings, options)
-    compress = cost_usd(settings, settings.compress_instance_type, START_S + COMPRESS_S)
-    interruption = cost_usd(settings, settings.train_instance_type, INTERRUPTION_S)
+    after = 0.0
+    for stage in STAGES[STAGES.index(find_stage("train")) + 1 :]:
+        seconds = _stage_s(stage, options, job.get("photos", 0), None)
+        after += cost_usd(settings, settings.stage(stage.name).instance_type, seconds)
+    interruption = cost_usd(settings, settings.stage("train").instance_type, INTERRUPTION_S)
     tried = [float(one["cost_usd"]) for one in job.get("interrupted", {}).values() if one["stage"] == "train"]
     spent = spent_usd(job) - sum(tried) + sum(min(cost, interruption) for cost in tried)
-    left = limit - spent - compress - price * START_S / 3600
+    left = limit - spent - after - price * START_S / 3600
     if left < price * (AROUND_TRAINING_S + LEAST_SHARE_LATER * training_s(options)) / 3600:
         reason = f"The job has cost {spent_usd(job):.2f} USD, too much to go on with training"
         again = f'. Start a job with a higher limit, "start_at": "train" and "reuse_job": "{job["job_id"]}"'

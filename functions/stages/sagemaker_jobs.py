@@ -8,7 +8,8 @@ from botocore.exceptions import ClientError
 
 from base import aws, layout
 from base.failures import failure, transient
-from base.settings import Settings, Stage, StageSettings
+from base.settings import Settings, StageSettings
+from base.stages import UPLOAD, StageName, find_stage
 from stages import prices
 from uploads.options import JobOptions
 
@@ -33,20 +34,13 @@ CLOCK_SKEW_S = 60
 SAME_NAME = ("already exists", "must be unique", "already in use")
 
 
-def is_training(stage: str) -> bool:
-    return stage == "train"
+def request(stage: StageName, job: Row, name: str, settings: Settings) -> Row:
+    """Arguments of create_training_job or create_processing_job for a row of the job table."""
+    make = _training_request if find_stage(stage).is_training else _processing_request
+    return make(stage, job, name, settings)
 
 
-def request(stage: Stage, job: Row, name: str, settings: Settings) -> Row:
-    """Arguments of create_training_job (train) or create_processing_job (sfm, compress) for a row of the job table."""
-    return (
-        _training_request(job, name, settings)
-        if is_training(stage)
-        else _processing_request(stage, job, name, settings)
-    )
-
-
-def stage_options(stage: Stage, job: Row, settings: Settings) -> dict[str, str]:
+def stage_options(stage: StageName, job: Row, settings: Settings) -> dict[str, str]:
     """Options by lower-case name, as text.
 
     Raises BAD_OPTION where one is longer than SageMaker takes, COST_LIMIT where no money is left for training.
@@ -69,28 +63,23 @@ def stage_options(stage: Stage, job: Row, settings: Settings) -> dict[str, str]:
             "estimated_usd": str(job["estimated_usd"]),
             "cost_basis": prices.basis(settings),
         }
-    limit = HYPERPARAMETER_LIMIT if is_training(stage) else PROCESSING_VALUE_LIMIT
+    limit = HYPERPARAMETER_LIMIT if find_stage(stage).is_training else PROCESSING_VALUE_LIMIT
     for name, value in options.items():
         if len(value) > limit:
             raise failure("BAD_OPTION", f"the option '{name}' has {len(value)} characters; {limit} are allowed")
     return options
 
 
-def _processing_request(stage: Stage, job: Row, name: str, settings: Settings) -> Row:
+def _processing_request(stage: StageName, job: Row, name: str, settings: Settings) -> Row:
     machine = settings.stage(stage)
     bucket, job_id = job["bucket"], job["job_id"]
-    inputs = (
-        [_processing_input("photos", "ManifestFile", layout.uri(bucket, layout.manifest_key(job_id)))]
-        if stage == "sfm"
-        else [_processing_input(channel, "S3Prefix", _output_of(job, channel)) for channel in ("sfm", "train")]
-    )
     options = stage_options(stage, job, settings)
     return {
         "ProcessingJobName": name,
         "RoleArn": machine.role_arn,
         "AppSpecification": {"ImageUri": machine.image_uri, "ContainerEntrypoint": _entrypoint(stage)},
         "Environment": {OPTION_PREFIX + option.upper(): value for option, value in options.items()},
-        "ProcessingInputs": inputs,
+        "ProcessingInputs": [_processing_input(job, channel) for channel in find_stage(stage).reads],
         "ProcessingOutputConfig": {
             "Outputs": [
                 _processing_output("output", layout.output_prefix(job_id, stage, name), "EndOfJob", bucket),
@@ -105,8 +94,8 @@ def _processing_request(stage: Stage, job: Row, name: str, settings: Settings) -
     }
 
 
-def _training_request(job: Row, name: str, settings: Settings) -> Row:
-    machine = settings.stage("train")
+def _training_request(stage: StageName, job: Row, name: str, settings: Settings) -> Row:
+    machine = settings.stage(stage)
     bucket, job_id = job["bucket"], job["job_id"]
     stopping = {"MaxRuntimeInSeconds": machine.max_runtime_s}
     if settings.use_spot:
@@ -117,24 +106,19 @@ def _training_request(job: Row, name: str, settings: Settings) -> Row:
         "AlgorithmSpecification": {
             "TrainingImage": machine.image_uri,
             "TrainingInputMode": "File",
-            "ContainerEntrypoint": _entrypoint("train"),
+            "ContainerEntrypoint": _entrypoint(stage),
         },
-        "HyperParameters": stage_options("train", job, settings),
+        "HyperParameters": stage_options(stage, job, settings),
         "InputDataConfig": [
             {
-                "ChannelName": "sfm",
-                "DataSource": {
-                    "S3DataSource": {
-                        "S3DataType": "S3Prefix",
-                        "S3Uri": _output_of(job, "sfm"),
-                        "S3DataDistributionType": "FullyReplicated",
-                    }
-                },
+                "ChannelName": channel,
+                "DataSource": {"S3DataSource": {**_source(job, channel), "S3DataDistributionType": "FullyReplicated"}},
             }
+            for channel in find_stage(stage).reads
         ],
         # SageMaker adds <job name>/output/model/; uncompressed, so that nobody has to unpack an archive.
         "OutputDataConfig": {
-            "S3OutputPath": layout.uri(bucket, f"work/{job_id}/train/"),
+            "S3OutputPath": layout.uri(bucket, f"work/{job_id}/{stage}/"),
             "CompressionType": "NONE",
             **_key("KmsKeyId", settings),
         },
@@ -146,7 +130,7 @@ def _training_request(job: Row, name: str, settings: Settings) -> Row:
         },
         "EnableManagedSpotTraining": settings.use_spot,
         "EnableNetworkIsolation": True,
-        "Tags": _tags(job, "train"),
+        "Tags": _tags(job, stage),
     }
 
 
@@ -161,24 +145,29 @@ def _key(name: str, settings: Settings) -> dict[str, str]:
     return {name: settings.kms_key_arn} if settings.kms_key_arn else {}
 
 
-def _output_of(job: Row, stage: str) -> str:
-    result = job["results"].get(stage)
+def _source(job: Row, channel: str) -> dict[str, str]:
+    """Where an input channel lies: the accepted photos, or the output of a stage before."""
+    if channel == UPLOAD:
+        return {
+            "S3DataType": "ManifestFile",
+            "S3Uri": layout.uri(job["bucket"], layout.manifest_key(job["job_id"])),
+        }
+    result = job["results"].get(channel)
     if result is None:
-        raise failure("INTERNAL_ERROR", f"The row of job {job['job_id']} has no result of the {stage} stage.")
-    return str(result["output_uri"])
+        raise failure("INTERNAL_ERROR", f"The row of job {job['job_id']} has no result of the {channel} stage.")
+    return {"S3DataType": "S3Prefix", "S3Uri": str(result["output_uri"])}
 
 
-def _entrypoint(stage: Stage) -> list[str]:
+def _entrypoint(stage: StageName) -> list[str]:
     return ["python3", "-m", stage]
 
 
-def _processing_input(channel: str, kind: str, s3_uri: str) -> Row:
+def _processing_input(job: Row, channel: str) -> Row:
     return {
         "InputName": channel,
         "S3Input": {
-            "S3Uri": s3_uri,
+            **_source(job, channel),
             "LocalPath": f"{PROCESSING}/input/{channel}",
-            "S3DataType": kind,
             "S3InputMode": "File",
             "S3DataDistributionType": "FullyReplicated",
         },
@@ -196,21 +185,20 @@ def _processing_output(folder: str, prefix: str, mode: str, bucket: str) -> Row:
     }
 
 
-def _tags(job: Row, stage: Stage) -> list[dict[str, str]]:
+def _tags(job: Row, stage: StageName) -> list[dict[str, str]]:
     tags = {"spaceport:scene": job["scene"], "spaceport:job": job["job_id"], "spaceport:stage": stage}
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
-def create(stage: Stage, arguments: Row) -> bool:
+def create(stage: StageName, arguments: Row) -> bool:
     """Create the job; False when a job of this name exists, which is then the same one.
 
-    Raises Spaceport.Transient for quotas, throttling and faults of the service, SAGEMAKER_REJECTED for what will not
-    pass either
-    the next time.
+    Raises Spaceport.Transient for quotas, throttling and faults of the service, SAGEMAKER_REJECTED for what
+    will not pass the next time either.
     """
     client = aws.sagemaker()
     try:
-        (client.create_training_job if is_training(stage) else client.create_processing_job)(**arguments)
+        (client.create_training_job if find_stage(stage).is_training else client.create_processing_job)(**arguments)
     except ClientError as error:
         code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -226,7 +214,7 @@ def describe(stage: str, name: str) -> Row | None:
     """SageMaker's description of a job; None when there is no job of this name."""
     client = aws.sagemaker()
     try:
-        if is_training(stage):
+        if find_stage(stage).is_training:
             return dict(client.describe_training_job(TrainingJobName=name))
         return dict(client.describe_processing_job(ProcessingJobName=name))
     except ClientError as error:
@@ -245,7 +233,7 @@ def stop(stage: str, name: str) -> bool:
     """Stop a job so that it is no longer billed; False when it is absent or has ended already."""
     client = aws.sagemaker()
     try:
-        if is_training(stage):
+        if find_stage(stage).is_training:
             client.stop_training_job(TrainingJobName=name)
         else:
             client.stop_processing_job(ProcessingJobName=name)

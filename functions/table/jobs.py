@@ -15,7 +15,8 @@ from botocore.exceptions import ClientError
 
 from base import aws
 from base.failures import Failure
-from base.settings import Stage, settings
+from base.settings import settings
+from base.stages import StageName
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.service_resource import Table
@@ -215,7 +216,7 @@ def set_checked(job_id: str, checked: Row) -> None:
     _update(job_key(job_id), f"SET {assignments}", values, "attribute_exists(pk)", names)
 
 
-def begin_stage(job_id: str, stage: Stage, job_name: str, execution_arn: str, ended_at: str) -> str | None:
+def begin_stage(job_id: str, stage: StageName, job_name: str, execution_arn: str, ended_at: str) -> str | None:
     """The stage runs as SageMaker job ``job_name``; returns the name of the job before it, or an empty text.
 
     None when the job has ended meanwhile (an execution that is aborted does not stop a call that is going on).
@@ -257,7 +258,7 @@ def resume_job(job_id: str, ended_at: str) -> bool:
     )
 
 
-def put_interrupted(job_id: str, stage: Stage, job_name: str, cost_usd: float) -> None:
+def put_interrupted(job_id: str, stage: StageName, job_name: str, cost_usd: float) -> None:
     """What an attempt that left no result has cost."""
     _update(
         job_key(job_id),
@@ -268,7 +269,7 @@ def put_interrupted(job_id: str, stage: Stage, job_name: str, cost_usd: float) -
     )
 
 
-def put_result(job_id: str, stage: Stage, result: Row) -> None:
+def put_result(job_id: str, stage: StageName, result: Row) -> None:
     _update(
         job_key(job_id),
         "SET results.#stage = :result",
@@ -351,7 +352,7 @@ def release_message(job_id: str) -> None:
 # Tasks ---------------------------------------------------------------------------------------------------------------
 
 
-def put_task(job_name: str, job_id: str, stage: Stage, attempt: int, token: str) -> bool:
+def put_task(job_name: str, job_id: str, stage: StageName, attempt: int, token: str) -> bool:
     """Store the token under the job's name, before the job exists. False when the name belongs to another token."""
     row = {
         **task_key(job_name),

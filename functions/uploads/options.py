@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from base.failures import failure
-from base.settings import Stage
+from base.stages import StageName
 
 SIZE_LIMIT_BYTES = 64 * 1024
 
@@ -29,7 +29,7 @@ class JobOptions(BaseModel):
     max_training_seconds: Annotated[float, Field(ge=1, le=1_000_000)] | None = None
     test_photos: bool | None = None  # keep every 8th photo out of the training, to measure with
     matcher: Literal["auto", "exhaustive", "sequential", "spatial"] | None = None
-    start_at: Stage = "sfm"
+    start_at: StageName = "sfm"
     reuse_job: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}-[0-9A-Z]{26}$")] | None = None
     max_cost_usd: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     ready: bool = False
@@ -50,7 +50,7 @@ class JobOptions(BaseModel):
             )
         return self
 
-    def for_stage(self, stage: Stage) -> dict[str, str]:
+    def for_stage(self, stage: StageName) -> dict[str, str]:
         """The options that the stage program knows (docs/contracts.md, "Stage programs"), as text.
 
         Only those that were given.

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spaceport.jobs.runner import Exit, Handle, JobStart
+from spaceport.stack.stages import STAGE_NAMES
 
 CLIENT_TIMEOUT_S = 60
 SIGNAL_RETRY_S = 0.1
@@ -50,7 +51,7 @@ class DockerRunner:
         self.client = found
         self._clean: set[Path] = set()
 
-    def check(self, stages: tuple[str, ...] = ("sfm", "train", "compress")) -> None:
+    def check(self, stages: tuple[str, ...] = STAGE_NAMES) -> None:
         """Raises DockerError when no engine answers or an image is missing, so that a run fails before it starts."""
         version = self._docker("version", "--format", "{{.Server.Version}}")
         if version.returncode:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from base.stages import find_stage
 from benchmarks import cost
 from benchmarks.gpus import newest
 from benchmarks.marks import between
@@ -15,6 +16,8 @@ from tests.unit.fn_cloud import load_template
 from train.stage import AROUND_TRAINING_S
 from uploads.options import JobOptions
 
+SFM, TRAIN = find_stage("sfm"), find_stage("train")
+COMPRESS_S = 300
 PAGE = (ROOT / "docs" / "cost.md").read_text()
 
 
@@ -31,28 +34,28 @@ def test_page_has_the_computed_parts(part):
 def test_formula_is_the_codes():
     assert f"SfM          {prices.START_S} + s × photos" in PAGE
     for texts in (
-        {p: f"{s:g}" for p, s in prices.SFM_S_PER_PHOTO.items()},
-        {p: f"{t:,}" for p, t in prices.TRAIN_S.items()},
+        {p: f"{s:g}" for p, s in SFM.seconds_per_photo.items()},
+        {p: f"{t:,}" for p, t in TRAIN.seconds_per_job.items()},
     ):
         assert ", ".join(f"{text} {preset}" for preset, text in texts.items()) in PAGE
     assert f"training     {prices.START_S} + {prices.AROUND_TRAINING_S} + t" in PAGE
-    assert f"compression  {prices.START_S} + {prices.COMPRESS_S}" in PAGE
+    assert f"compression  {prices.START_S} + {COMPRESS_S}" in PAGE
 
 
 def test_training_is_counted_with_its_whole_budget():
     """An estimate that is too low would shorten a training whose limit pays for all of it."""
-    assert {name: preset.budget_s for name, preset in cost.GPU.items()} == prices.TRAIN_S
+    assert {name: preset.budget_s for name, preset in cost.GPU.items()} == TRAIN.seconds_per_job
     assert prices.AROUND_TRAINING_S == AROUND_TRAINING_S
 
 
 @pytest.mark.parametrize(("preset", "photos"), [("standard", 200), ("draft", 50)])
 def test_sum_by_hand(settings, preset, photos):
     """The example computed from prices per hour alone."""
-    seconds_per_photo, training = prices.SFM_S_PER_PHOTO[preset], prices.TRAIN_S[preset]
+    seconds_per_photo, training = SFM.seconds_per_photo[preset], TRAIN.seconds_per_job[preset]
     by_hand = (
         (prices.START_S + seconds_per_photo * photos) * 0.408
         + (prices.START_S + 60 + training) * 0.736
-        + (prices.START_S + prices.COMPRESS_S) * 0.816
+        + (prices.START_S + COMPRESS_S) * 0.816
     ) / 3600
     costs = cost.stage_costs(settings, preset, photos)
     assert sum(costs.values()) == pytest.approx(by_hand, abs=1e-5)
@@ -93,7 +96,7 @@ def test_training_on_the_stages_machine_by_hand():
     us = blend * (1600 / 1200) ** 2 * share * 67 / 8.1 + (speed["all_kernels_us"] - blend) * 4.8 / 0.32
     assert (preset.max_gaussians, preset.max_iterations) == (speed["gaussians"], 10_000)
     assert cost.train_s("standard") == pytest.approx(10_000 * us / 1e6 + 30, rel=5e-3)
-    assert cost.train_s("high") <= prices.TRAIN_S["high"] + 30, "the budget ends it"
+    assert cost.train_s("high") <= TRAIN.seconds_per_job["high"] + 30, "the budget ends it"
 
 
 def test_expected_cost_by_hand(settings, monkeypatch):

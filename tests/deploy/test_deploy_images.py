@@ -63,7 +63,7 @@ def test_build_in_the_account_reads_what_the_project_reads():
         assert needed in script
     assert "base=$(docker image inspect --format '{{index .RepoDigests 0}}' \"$BASE\")" in script
     assert "docker build --platform linux/amd64 " in script
-    for stage in images.STAGES:
+    for stage in images.STAGE_NAMES:
         assert f" AS {stage}\n" in (ROOT / "containers/Dockerfile").read_text()
 
 

@@ -45,11 +45,11 @@ def push(monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     with mock_aws():
         ecr = images.boto3.client("ecr")
-        for stage in images.STAGES:
+        for stage in images.STAGE_NAMES:
             ecr.create_repository(repositoryName=f"spaceport-{stage}")
 
         def push(tag):
-            for stage in images.STAGES:
+            for stage in images.STAGE_NAMES:
                 config = {"mediaType": "application/json", "size": 1, "digest": f"sha256:{stage}-{tag}"}
                 image = {"schemaVersion": 2, "mediaType": images.MANIFESTS[0], "config": config, "layers": []}
                 body = json.dumps(image)
@@ -60,7 +60,7 @@ def push(monkeypatch):
         yield push
 
 
-@pytest.mark.parametrize("stage", images.STAGES)
+@pytest.mark.parametrize("stage", images.STAGE_NAMES)
 def test_what_is_deployed_outlives_any_number_of_newer_images(push, stage):
     repository = load_template()["Resources"][f"{stage.capitalize()}Repository"]["Properties"]
     rules = json.loads(repository["LifecyclePolicy"]["LifecyclePolicyText"])["rules"]

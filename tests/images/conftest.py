@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from base.settings import STAGES, Stage
+from base.stages import STAGE_NAMES, StageName
 from deploy.images.build import Built, base_image, build
 from deploy.images.docker import Engine, NoEngine, running_engine
 from spaceport.sample import render_sample
@@ -127,13 +127,13 @@ def photos(many_photos: list[Path]) -> list[Path]:
 @pytest.fixture(scope="session")
 def good_run(
     engine: Engine, images: Callable[[str], str], photos: list[Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Stage], tuple[Ran, Path]]:
+) -> Callable[[StageName], tuple[Ran, Path]]:
     """Runs a stage on the results of those before it, once; returns what was seen and the folder of its results."""
 
     @cache
-    def run(stage: Stage) -> tuple[Ran, Path]:
+    def run(stage: StageName) -> tuple[Ran, Path]:
         need_root()
-        earlier = {name: run(name)[1] for name in STAGES[: STAGES.index(stage)]}
+        earlier = {name: run(name)[1] for name in STAGE_NAMES[: STAGE_NAMES.index(stage)]}
         folder = tmp_path_factory.mktemp(stage)
         player = Player.open(engine, images, folder)
         try:
@@ -152,7 +152,7 @@ def good_run(
 def player(
     engine: Engine,
     images: Callable[[str], str],
-    good_run: Callable[[Stage], tuple[Ran, Path]],
+    good_run: Callable[[StageName], tuple[Ran, Path]],
     tmp_path: Path,
 ) -> Iterator[Player]:
     """An empty bucket. The good runs that give other tests their input are over: a process can have one bucket."""

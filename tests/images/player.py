@@ -21,7 +21,8 @@ from typing import Any, NoReturn
 import pytest
 
 from base import layout
-from base.settings import STAGES, Settings, Stage
+from base.settings import Settings, read_settings
+from base.stages import STAGE_NAMES, StageName, find_stage
 from deploy.images.docker import Engine
 from spaceport.aws.storage import Storage
 from spaceport.base.clock import RealClock
@@ -45,7 +46,7 @@ END_TIMEOUT_S = 400
 LOG_POLL_S = 0.05
 GIB = 1 << 30
 # Short, but nothing is left out.
-OPTIONS: dict[Stage, dict[str, Any]] = {
+OPTIONS: dict[StageName, dict[str, Any]] = {
     "sfm": {"preset": "draft", "max_image_long_side": 640},
     "train": {"preset": "draft", "max_iterations": 120, "max_gaussians": 3000, "max_image_long_side": 320},
     "compress": {"preset": "draft", "title": "A garden"},
@@ -74,9 +75,7 @@ def need_root() -> None:
 def stage_settings() -> Settings:
     """The environment that template.yaml, with its defaults, gives the function start_job."""
     function = load_stack(ROOT / "template.yaml", region=REGION, account_id=ACCOUNT).function("StartJobFunction")
-    names = {name: name.upper() for name in Settings.model_fields}
-    found = {name: function.environment[key] for name, key in names.items() if key in function.environment}
-    return Settings.model_validate(found)
+    return read_settings(function.environment)
 
 
 def job_row(options: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +91,7 @@ def job_row(options: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def stage_request(stage: Stage, options: dict[str, Any], attempt: int = 0) -> dict[str, Any]:
+def stage_request(stage: StageName, options: dict[str, Any], attempt: int = 0) -> dict[str, Any]:
     """What start_job sends to SageMaker for a stage whose earlier stages have succeeded."""
     done = {
         earlier: {
@@ -105,7 +104,7 @@ def stage_request(stage: Stage, options: dict[str, Any], attempt: int = 0) -> di
     return sagemaker_jobs.request(stage, job_row(options, done), job_name(stage, attempt), stage_settings())
 
 
-def job_name(stage: Stage, attempt: int) -> str:
+def job_name(stage: StageName, attempt: int) -> str:
     return layout.job_name("spaceport", JOB, stage, attempt)
 
 
@@ -184,7 +183,7 @@ class Player:
     @classmethod
     def open(cls, engine: Engine, images: Callable[[str], str], folder: Path) -> Player:
         """A player with an empty bucket, all three images built."""
-        for stage in STAGES:
+        for stage in STAGE_NAMES:
             images(stage)
         if engine.host:
             os.environ["DOCKER_HOST"] = engine.host
@@ -202,14 +201,14 @@ class Player:
         manifest = [{"prefix": f"s3://{BUCKET}/uploads/garden/"}, *(path.name for path in photos)]
         self.storage.put_bytes(BUCKET, layout.manifest_key(JOB), json.dumps(manifest).encode())
 
-    def put_result(self, stage: Stage, folder: Path) -> None:
+    def put_result(self, stage: StageName, folder: Path) -> None:
         """The output of an earlier stage."""
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 key = layout.output_prefix(JOB, stage, job_name(stage, 0)) + path.relative_to(folder).as_posix()
                 self.storage.put_file(BUCKET, key, path)
 
-    def get_result(self, stage: Stage, folder: Path, attempt: int = 0) -> Path:
+    def get_result(self, stage: StageName, folder: Path, attempt: int = 0) -> Path:
         """The output of a stage, as files."""
         prefix = layout.output_prefix(JOB, stage, job_name(stage, attempt))
         for key in self.storage.list(BUCKET, prefix):
@@ -224,7 +223,7 @@ class Player:
 
     def run(
         self,
-        stage: Stage,
+        stage: StageName,
         options: dict[str, Any] | None = None,
         *,
         attempt: int = 0,
@@ -240,7 +239,7 @@ class Player:
         """
         request = stage_request(stage, options or {"preset": "draft"}, attempt)
         change(request)
-        kind = "Training" if sagemaker_jobs.is_training(stage) else "Processing"
+        kind = "Training" if find_stage(stage).is_training else "Processing"
         name = request[f"{kind}JobName"]
         limits = limits or Limits(memory_bytes=4 * GIB)
         runner = _Recorder(self.images, limits, self.client, entrypoint_of_image)

@@ -15,25 +15,27 @@ import numpy as np
 import pytest
 
 import compress.stage
-from base.settings import STAGES, Stage
+from base.stages import STAGE_NAMES, StageName
 from spaceport.jobs.docker import Limits
 from splat.model import read_ply, write_ply
 from tests.images.figures import Figures
 from tests.images.player import OPTIONS, PROMISED, STOP_LIMIT_S, Player, Ran, report_missing
 
 
-def provide(player: Player, stage: Stage, photos: list[Path], good_run: Callable[[Stage], tuple[Ran, Path]]) -> None:
+def provide(
+    player: Player, stage: StageName, photos: list[Path], good_run: Callable[[StageName], tuple[Ran, Path]]
+) -> None:
     """Good input for a stage."""
     player.put_photos(photos)
-    for name in STAGES[: STAGES.index(stage)]:
+    for name in STAGE_NAMES[: STAGE_NAMES.index(stage)]:
         player.put_result(name, good_run(name)[1])
 
 
 LONG_TRAINING = {"preset": "draft", "max_gaussians": 3000, "max_image_long_side": 320}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_good_input(stage: Stage, good_run: Callable[[Stage], tuple[Ran, Path]], figures: Figures) -> None:
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+def test_good_input(stage: StageName, good_run: Callable[[StageName], tuple[Ran, Path]], figures: Figures) -> None:
     ran, result = good_run(stage)
     figures.add(stage, "good input", ran.exit_status, f"{len(ran.stored)} files", ran.seconds)
     assert ran.exit_status == 0, ran.log[-3000:]
@@ -53,7 +55,7 @@ def spoil_photos(player: Player, tmp_path: Path) -> None:
     player.put_photos(files)
 
 
-def spoil(player: Player, stage: Stage, name: str, tmp_path: Path) -> None:
+def spoil(player: Player, stage: StageName, name: str, tmp_path: Path) -> None:
     """Cut a file of an earlier stage's result in half."""
     prefix = f"{stage}/"
     keys = [key for key in player.storage.list("photos-and-results", "work/") if prefix in key and key.endswith(name)]
@@ -73,12 +75,12 @@ BAD_INPUT = [
 
 @pytest.mark.parametrize(("stage", "case", "damage"), BAD_INPUT, ids=[case[0] for case in BAD_INPUT])
 def test_bad_input(
-    stage: Stage,
+    stage: StageName,
     case: str,
     damage: Callable[[Player, Path], None],
     player: Player,
     photos: list[Path],
-    good_run: Callable[[Stage], tuple[Ran, Path]],
+    good_run: Callable[[StageName], tuple[Ran, Path]],
     figures: Figures,
     tmp_path: Path,
 ) -> None:
@@ -90,10 +92,10 @@ def test_bad_input(
     assert not ran.message.startswith("INTERNAL_ERROR"), "the user can act on this; it is no fault of the program"
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 @pytest.mark.parametrize("entrypoint", ["request", "image"])
 def test_bad_option(
-    stage: Stage, entrypoint: str, player: Player, photos: list[Path], good_run: Any, figures: Figures
+    stage: StageName, entrypoint: str, player: Player, photos: list[Path], good_run: Any, figures: Figures
 ) -> None:
     """By the entry point of the request, and by the image's own, as ``docker run IMAGE train``."""
     provide(player, stage, photos, good_run)
@@ -111,8 +113,8 @@ def test_bad_option(
     assert "enormous" in ran.message
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_missing_channel(stage: Stage, player: Player, photos: list[Path], good_run: Any, figures: Figures) -> None:
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+def test_missing_channel(stage: StageName, player: Player, photos: list[Path], good_run: Any, figures: Figures) -> None:
     provide(player, stage, photos, good_run)
 
     def change(request: dict[str, Any]) -> None:
@@ -136,7 +138,7 @@ def failed_with_reason(ran: Ran, code: str | None = None) -> None:
 
 
 # Long enough that each phase is seen.
-UNHURRIED: dict[Stage, dict[str, Any]] = {
+UNHURRIED: dict[StageName, dict[str, Any]] = {
     "sfm": {"preset": "draft", "max_image_long_side": 1600},
     "train": LONG_TRAINING,
     "compress": OPTIONS["compress"],
@@ -144,16 +146,16 @@ UNHURRIED: dict[Stage, dict[str, Any]] = {
 MEASURING = {"preset": "draft", "max_gaussians": 3000, "max_iterations": 60, "max_image_long_side": 1200}
 LARGE_SCENE = 100_000  # Gaussians
 # How the messages of progress.json begin. Writing the report is missing: it takes milliseconds.
-PHASES: dict[Stage, tuple[str, ...]] = {
+PHASES: dict[StageName, tuple[str, ...]] = {
     "sfm": ("Checking photos", "Finding features", "Comparing photos", "Placing cameras", "Undistorting"),
     "train": ("Loading photos", "Training", "Measuring quality"),
     "compress": (*compress.stage.STEPS[:-2], "Comparing with photos"),
 }
-EACH_PHASE = [(stage, phase) for stage in STAGES for phase in PHASES[stage]]
+EACH_PHASE = [(stage, phase) for stage in STAGE_NAMES for phase in PHASES[stage]]
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_phase_is_stopped_once(stage: Stage, good_run: Callable[[Stage], tuple[Ran, Path]]) -> None:
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+def test_every_phase_is_stopped_once(stage: StageName, good_run: Callable[[StageName], tuple[Ran, Path]]) -> None:
     """No phase that a good run tells of is missing from test_stop, but those that take no time."""
     told = {news["message"] for news in good_run(stage)[0].progress if "message" in news}
     stopped = PHASES[stage]
@@ -162,7 +164,7 @@ def test_every_phase_is_stopped_once(stage: Stage, good_run: Callable[[Stage], t
 
 
 @pytest.fixture(scope="session")
-def large_scene(good_run: Callable[[Stage], tuple[Ran, Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def large_scene(good_run: Callable[[StageName], tuple[Ran, Path]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The result of the good training with its Gaussians repeated, so that no step of compression is over at once.
 
     Without view-dependent colour: learning palettes until the scene looks right would take minutes.
@@ -179,7 +181,7 @@ def large_scene(good_run: Callable[[Stage], tuple[Ran, Path]], tmp_path_factory:
 
 @pytest.mark.parametrize(("stage", "phase"), EACH_PHASE, ids=[f"{stage}-{phase}" for stage, phase in EACH_PHASE])
 def test_stop(
-    stage: Stage,
+    stage: StageName,
     phase: str,
     player: Player,
     many_photos: list[Path],
@@ -232,8 +234,8 @@ def test_training_resumes(player: Player, photos: list[Path], good_run: Any, fig
     figures.add("train", "resume", ran.exit_status, f"went on at iteration {resumed['iteration']}", ran.seconds)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_out_of_memory(stage: Stage, player: Player, photos: list[Path], good_run: Any, figures: Figures) -> None:
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+def test_out_of_memory(stage: StageName, player: Player, photos: list[Path], good_run: Any, figures: Figures) -> None:
     provide(player, stage, photos, good_run)
     ran = player.run(stage, OPTIONS[stage], limits=Limits(memory_bytes=48 << 20))
     text = ran.message or f"(none: killed) → {ran.verdict.code}: {ran.verdict.reason}"
@@ -267,9 +269,9 @@ def small_volume(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_disk_full(
-    stage: Stage,
+    stage: StageName,
     player: Player,
     photos: list[Path],
     good_run: Any,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from base.settings import STAGES
+from base.stages import STAGE_NAMES
 from deploy.images.docker import Engine
 from tests.images.figures import Figures
 from tests.images.player import stage_request
@@ -52,7 +52,7 @@ def test_code_under_opt_ml_ends_with_127(engine: Engine, throw_away: str, figure
     figures.add("(throw-away)", "code in /opt/ml/code, /opt/ml mounted over", ran.returncode, found[0], seconds)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_our_images_survive_the_same_mount(
     stage: str, engine: Engine, images: Callable[[str], str], figures: Figures, tmp_path: Path
 ) -> None:

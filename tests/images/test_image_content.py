@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from base.settings import STAGES
+from base.stages import STAGE_NAMES
 from deploy.images.build import base_digest
 from deploy.images.docker import Engine
 from images.licences import is_refused
@@ -32,7 +32,7 @@ def inside(engine: Engine, image: str, program: str) -> subprocess.CompletedProc
     return engine.docker("run", "--rm", *shut, "--entrypoint", "sh", image, "-c", program, check=False)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_metadata(stage: str, engine: Engine, base: str, images: Callable[[str], str]) -> None:
     (found,) = json.loads(engine.docker("image", "inspect", images(stage)).stdout)
     config = found["Config"]
@@ -51,7 +51,7 @@ def test_metadata(stage: str, engine: Engine, base: str, images: Callable[[str],
     assert labels["org.opencontainers.image.base.digest"] == base_digest(engine, base)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_shut_in(stage: str, engine: Engine, images: Callable[[str], str]) -> None:
     """No code under /opt/ml, no compiler, no package installer, nowhere to write but /tmp, no network."""
     image = images(stage)
@@ -77,7 +77,7 @@ else:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_code_is_the_repository(stage: str, engine: Engine, images: Callable[[str], str]) -> None:
     """The image has this stage's code, compiled, and no other stage's."""
     listing = inside(
@@ -170,12 +170,12 @@ def report_contents(engine: Engine, image: str, name: str, with_npm: bool = Fals
         assert ("pycolmap", "suitesparse-spqr") in inside_wheels, "is it gone? Then decision 0006 can say so"
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_bill_of_materials(stage: str, engine: Engine, images: Callable[[str], str]) -> None:
     report_contents(engine, images(stage), stage, with_npm=stage == "compress")
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_pillow_has_no_libimagequant(stage: str, engine: Engine, images: Callable[[str], str]) -> None:
     """Its bill of materials names this library, under the GPL, as one that can be used."""
     program = 'from PIL import features; print(features.check_feature("libimagequant"))'

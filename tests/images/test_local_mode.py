@@ -23,7 +23,7 @@ import pytest
 from botocore.validate import ParamValidator
 from moto.server import ThreadedMotoServer
 
-from base.settings import STAGES, Stage
+from base.stages import STAGE_NAMES, StageName
 from deploy.images.docker import Engine
 from tests.images.player import BUCKET, JOB, OPTIONS, PROMISED, REGION, SDK, Ran, report_missing, stage_request
 from tests.unit.fn_cloud import load_template
@@ -38,8 +38,8 @@ FAKE_ACCOUNT = {
 NO_TELEMETRY = "SchemaVersion: '1.0'\nSageMaker:\n  PythonSDK:\n    Modules:\n      TelemetryOptOut: true\n"
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_request_fits_the_service(stage: Stage) -> None:
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+def test_request_fits_the_service(stage: StageName) -> None:
     """Names, types and ranges by botocore; instance types, each that template.yaml allows, by its enumeration."""
     request = stage_request(stage, OPTIONS[stage])
     model = botocore.session.get_session().get_service_model("sagemaker")
@@ -84,7 +84,7 @@ class LocalMode:
         found = self.s3.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
         return [item["Key"].removeprefix(prefix) for item in found]
 
-    def run(self, stage: Stage, request: dict[str, Any]) -> tuple[str, str]:
+    def run(self, stage: StageName, request: dict[str, Any]) -> tuple[str, str]:
         """How the job ended, and everything that was printed."""
         file = self.folder / "request.json"
         file.write_text(json.dumps(request))
@@ -118,14 +118,14 @@ class LocalMode:
 def local_mode(
     engine: Engine,
     images: Callable[[str], str],
-    good_run: Callable[[Stage], tuple[Ran, Path]],
+    good_run: Callable[[StageName], tuple[Ran, Path]],
     tmp_path: Path,
 ) -> Iterator[LocalMode]:
     if not (SDK / "bin" / "python").is_file():
         report_missing(f"the SageMaker SDK is not installed in {SDK}; `make images-test` does it")
     good_run("train")  # before the server starts: both keep their buckets in moto's memory of this process
     tags = []
-    for stage in STAGES:  # under the name of the request, so that nothing is pulled
+    for stage in STAGE_NAMES:  # under the name of the request, so that nothing is pulled
         request = stage_request(stage, OPTIONS[stage])
         specification = request.get("AlgorithmSpecification") or request["AppSpecification"]
         tags.append(specification.get("TrainingImage") or specification["ImageUri"])
@@ -147,7 +147,7 @@ def local_mode(
 
 
 def test_processing(
-    local_mode: LocalMode, good_run: Callable[[Stage], tuple[Ran, Path]], photos: list[Path], tmp_path: Path
+    local_mode: LocalMode, good_run: Callable[[StageName], tuple[Ran, Path]], photos: list[Path], tmp_path: Path
 ) -> None:
     """SfM. Local mode does not know manifests: it gets the folder of the photos instead."""
     for path in photos:
@@ -161,7 +161,7 @@ def test_processing(
     assert set(PROMISED["sfm"]) <= set(local_mode.keys(f"work/{JOB}/sfm/"))
 
 
-def test_two_inputs(local_mode: LocalMode, good_run: Callable[[Stage], tuple[Ran, Path]]) -> None:
+def test_two_inputs(local_mode: LocalMode, good_run: Callable[[StageName], tuple[Ran, Path]]) -> None:
     """Compress, with the output and the report of it in S3."""
     provide(local_mode, good_run, "sfm", "train")
     request = stage_request("compress", OPTIONS["compress"])
@@ -170,7 +170,7 @@ def test_two_inputs(local_mode: LocalMode, good_run: Callable[[Stage], tuple[Ran
     assert set(PROMISED["compress"]) <= set(local_mode.keys(f"work/{JOB}/compress/"))
 
 
-def test_training(local_mode: LocalMode, good_run: Callable[[Stage], tuple[Ran, Path]]) -> None:
+def test_training(local_mode: LocalMode, good_run: Callable[[StageName], tuple[Ran, Path]]) -> None:
     """Training, with the request unchanged. Local mode always packs the model into an archive."""
     provide(local_mode, good_run, "sfm")
     request = stage_request("train", OPTIONS["train"])
@@ -184,7 +184,7 @@ def test_training(local_mode: LocalMode, good_run: Callable[[Stage], tuple[Ran, 
         assert set(PROMISED["train"]) <= set(archive.getnames())
 
 
-def test_failure_is_seen(local_mode: LocalMode, good_run: Callable[[Stage], tuple[Ran, Path]]) -> None:
+def test_failure_is_seen(local_mode: LocalMode, good_run: Callable[[StageName], tuple[Ran, Path]]) -> None:
     """A wrong option: the job fails with exit code 1, and the reason is where SageMaker reads it."""
     provide(local_mode, good_run, "sfm")
     request = stage_request("train", OPTIONS["train"])
@@ -209,7 +209,7 @@ def without_continuous_upload(request: dict[str, Any]) -> dict[str, Any]:
     return request
 
 
-def provide(local_mode: LocalMode, good_run: Callable[[Stage], tuple[Ran, Path]], *stages: Stage) -> None:
+def provide(local_mode: LocalMode, good_run: Callable[[StageName], tuple[Ran, Path]], *stages: StageName) -> None:
     request = stage_request("compress", OPTIONS["compress"])
     places = {item["InputName"]: item["S3Input"]["S3Uri"] for item in request["ProcessingInputs"]}
     for stage in stages:

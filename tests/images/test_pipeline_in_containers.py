@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from base.settings import STAGES
+from base.stages import STAGE_NAMES
 from deploy.images.docker import Engine
 from spaceport import local_run
 from spaceport.jobs.docker import DockerError, DockerRunner
@@ -21,7 +21,7 @@ from tests.images.player import IMAGES, OPTIONS
 
 @pytest.fixture
 def runner(engine: Engine, images: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> DockerRunner:
-    for stage in STAGES:
+    for stage in STAGE_NAMES:
         images(stage)
     if engine.host:
         monkeypatch.setenv("DOCKER_HOST", engine.host)

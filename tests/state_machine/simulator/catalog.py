@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from base.stages import STAGE_NAMES, find_stage
+from spaceport.stack.root import TEMPLATE
+from spaceport.stack.template import load_stack
 from tests.state_machine.simulator.plan import STAGE_OF, Act, Delivery, Fate, Fault, Plan
 
 if TYPE_CHECKING:
@@ -23,7 +27,7 @@ EVENT_CALLS = {
     "sweep of jobs": "NotifyFunctionSweep",
     "execution ended": "NotifyFunctionExecutionEnded",
 }
-SYNCHRONOUS = ("Settle", "Validate", "SfM", "Train", "Compress", "Notify", "NotifyFailure")
+SYNCHRONOUS = ("Settle", "Validate", *STAGE_OF, "Notify", "NotifyFailure")
 BEFORE_CLOSING = ("Settle", "UploadComplete?", "WholeSeconds", "QuietPeriod")
 DIRECT = ("RecordFailure", "FailUnlessDone")  # DynamoDB without a function
 TOO_FEW = {"ExitMessage": "TOO_FEW_PHOTOS: Too few. Take more."}
@@ -207,7 +211,7 @@ def _is_stage(state: str) -> str:
 
 
 def _is_training(state: str) -> str:
-    if state in ("SfM", "Compress"):
+    if state in STAGE_OF and not find_stage(STAGE_OF[state]).is_training:
         return "processing jobs run on machines that are not taken away"
     return _is_stage(state)
 
@@ -223,7 +227,7 @@ def _fate(*fates: Fate) -> Callable[[str], Iterator[Parts]]:
 
 def _failed(reason: str, code: str = "") -> Callable[[str], Iterator[Parts]]:
     def parts(state: str) -> Iterator[Parts]:
-        if state == "Train":
+        if find_stage(STAGE_OF[state]).is_training:
             more: dict[str, Any] = {"FailureReason": f"AlgorithmError: {reason}, exit code: 1"}
         else:
             more = {"FailureReason": "AlgorithmError: See job logs for more information", "ExitMessage": reason}
@@ -245,8 +249,15 @@ def _no_files(state: str) -> Iterator[Parts]:
     yield Parts(fates={(STAGE_OF[state], 0): Fate(files=False, code="" if state == "SfM" else "OUTPUT_MISSING")})
 
 
+@cache
+def _max_runtime_s() -> dict[str, int]:
+    """By stage, as template.yaml has it."""
+    environment = load_stack(TEMPLATE).function("StartJobFunction").environment
+    return {name: int(environment[f"{name.upper()}_MAX_RUNTIME_S"]) for name in STAGE_NAMES}
+
+
 def _max_runtime(state: str) -> Iterator[Parts]:
-    limit_s = {"sfm": 14400, "train": 14400, "compress": 3600}[STAGE_OF[state]]
+    limit_s = _max_runtime_s()[STAGE_OF[state]]
     more = {"SecondaryStatus": "MaxRuntimeExceeded"} if state == "Train" else {}
     yield Parts(fates={(STAGE_OF[state], 0): Fate(limit_s, "Stopped", more, code="STAGE_TIMEOUT")})
 
@@ -377,8 +388,9 @@ def _aborted_unnoticed(state: str) -> Iterator[Parts]:
 
 # Seconds after the first photo in which a state is the current one; a stage's job takes 1500 s where nothing else is
 # said, and calls at which nothing strikes take no time.
-TIMES_S = {"Settle": 10, "QuietPeriod": 30, "Validate": 70, "SfM": 300, "Train": 2000, "Compress": 3500, "Notify": 4570}
-TIMES_S |= {"FailUnlessDone": 4570, "RecordFailure": 670, "NotifyFailure": 670}
+TIMES_S = {"Settle": 10, "QuietPeriod": 30, "Validate": 70, "RecordFailure": 670, "NotifyFailure": 670}
+TIMES_S |= {state: 300 + 1500 * number for number, state in enumerate(STAGE_OF)}
+TIMES_S |= dict.fromkeys(("Notify", "FailUnlessDone"), 70 + 1500 * len(STAGE_OF))
 
 
 def _takes_time(state: str) -> str:

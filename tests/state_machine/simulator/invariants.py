@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from base.stages import STAGE_NAMES
 from tests.state_machine.simulator.fakes import plain
 from tests.state_machine.simulator.plan import Fault
 from tests.state_machine.simulator.world import OUTPUTS, World, fits
@@ -202,10 +203,9 @@ def _table(world: World) -> list[str]:
 def _stages(world: World) -> list[str]:
     """Stages start in order, and no name is used for two attempts."""
     found = []
-    order = ("sfm", "train", "compress")
     for ulid in {name.split("-")[1] for name in world.sagemaker.created}:
         names = [name for name in world.sagemaker.created if f"-{ulid}-" in name]
-        stages = [order.index(name.split("-")[-2]) for name in names]
+        stages = [STAGE_NAMES.index(name.split("-")[-2]) for name in names]
         if stages != sorted(stages):
             found.append(f"stages were started as {names}")
         if len(set(names)) != len(names):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-STAGES = ("sfm", "train", "compress")
-STAGE_OF = {"SfM": "sfm", "Train": "train", "Compress": "compress"}
+from base.stages import STAGES
+
+STAGE_OF = {stage.state: stage.name for stage in STAGES}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from base.stages import STAGES
 from spaceport.asl.journal import MemoryJournal
 from spaceport.asl.stepfunctions import ApiError, StepFunctions
 from spaceport.asl.tasks import TaskError, TaskOk, TaskResult, wrap_lambda_result
@@ -29,7 +30,7 @@ ASYNC_RETRY_DELAYS_S = (60.0, 120.0)  # Lambda developer guide, "Error handling 
 SWEEP_S = 300.0
 SWEEPS_OF_NOTHING = 3  # in a row; the next ones would find nothing either until a row is opened
 LIMIT_S = 4 * 86_400.0
-OUTPUTS = {"sfm": ("scene.json",), "train": ("scene.ply",), "compress": ("index.html", "report.json", "scene.sog")}
+OUTPUTS: dict[str, tuple[str, ...]] = {stage.name: stage.writes for stage in STAGES}
 REFUSED = {"mute": ("sns", "sesv2"), "deaf": ("events",)}  # kind of fault: services that refuse
 STATUS_EVENT = "Step Functions Execution Status Change"
 
