@@ -111,7 +111,7 @@ ci-without-deploy:
 lock:
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q requirements/run.in -o requirements/run.txt
 	$(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header -q requirements/dev.in -o requirements/dev.txt
-	cd containers/requirements && for set in sfm train train-gpu cuda compress build; do \
+	cd containers/requirements && for set in $(filter-out job,$(basename $(notdir $(wildcard containers/requirements/*.in)))); do \
 		../../$(BIN)/uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url \
 			--no-header -q -c ../../requirements/run.txt $$set.in -o $$set.txt; done
 

@@ -74,6 +74,7 @@ def test_a_failed_build_says_where_its_log_is(monkeypatch):
             given = {one["name"]: one["value"] for one in arguments["environmentVariablesOverride"]}
             assert re.fullmatch(r"[0-9a-f]{40}", given["REVISION"]), "the committed sources are built, nothing else"
             assert re.fullmatch(r"\d+\.\d+\.\d+\S*", given["VERSION"])
+            assert given["STAGES"].split() == list(images.STAGE_NAMES)
             return {"build": {"id": "b:1", "buildStatus": "IN_PROGRESS"}}
 
         def batch_get_builds(self, ids):

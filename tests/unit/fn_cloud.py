@@ -22,6 +22,7 @@ from samtranslator.yaml_helper import yaml_parse
 
 from base import aws, telemetry
 from base import settings as settings_module
+from base.stages import STAGE_NAMES
 from table import jobs
 
 ROOT = Path(__file__).parents[2]
@@ -38,9 +39,7 @@ PHYSICAL = {
     "MessageTopic": TOPIC,
     "StateMachine": MACHINE,
     "Bucket": BUCKET,
-    "SfmRole.Arn": "arn:aws:iam::123456789012:role/sfm",
-    "TrainRole.Arn": "arn:aws:iam::123456789012:role/train",
-    "CompressRole.Arn": "arn:aws:iam::123456789012:role/compress",
+    **{f"{name.capitalize()}Role.Arn": f"arn:aws:iam::123456789012:role/{name}" for name in STAGE_NAMES},
     "ResultPages.DomainName": "pages.example.net",
     "AWS::AccountId": "123456789012",
     "AWS::Region": "us-east-1",
