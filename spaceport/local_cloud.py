@@ -1,7 +1,7 @@
 """The stack of template.yaml on one machine: deploys it, and connects what AWS connects.
 
-``Engine(work_dir, ...)`` keeps everything below ``work_dir`` and can go on there after any kind of end.
-``Engine(None, ...)`` keeps nothing: functions run in this process, and with a virtual clock and a stand-in for the
+``LocalCloud(work_dir, ...)`` keeps everything below ``work_dir`` and can go on there after any kind of end.
+``LocalCloud(None, ...)`` keeps nothing: functions run in this process, and with a virtual clock and a stand-in for the
 jobs a whole day passes in milliseconds.
 """
 
@@ -32,7 +32,7 @@ from spaceport.aws.endpoint import (
     use_in_process,
 )
 from spaceport.aws.eventbridge import EventBus
-from spaceport.aws.lambdas import InProcessLambdas, LambdaProcesses, Lambdas, Result, invoke_async
+from spaceport.aws.lambdas import InProcessLambdas, LambdaProcesses, LambdaResult, Lambdas, invoke_async
 from spaceport.aws.mail import Outbox
 from spaceport.aws.storage import Storage
 from spaceport.base.clock import Clock
@@ -47,7 +47,7 @@ OPTIMIZED = {"dynamodb": "DynamoDB", "sns": "SNS", "events": "EventBridge"}  # s
 Listener = Callable[[dict[str, Any]], None]
 
 
-class Engine:
+class LocalCloud:
     """A deployed stack. Use as a context manager; one at a time in a process."""
 
     def __init__(
@@ -182,7 +182,7 @@ class Engine:
         processes.warm()
         return processes
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> LocalCloud:
         return self
 
     def __exit__(
@@ -281,7 +281,7 @@ class Engine:
         counted = _Counted(self.lambdas, lambda: self._count(-1))
         invoke_async(counted, self.clock, self.stack.function_by_arn(target.function_arn), event, self._on_dropped)
 
-    def _on_dropped(self, function: Function, result: Result) -> None:
+    def _on_dropped(self, function: Function, result: LambdaResult) -> None:
         error = result.error or {}
         self.notify(
             "log",
@@ -314,7 +314,7 @@ class Engine:
     def _call(
         self, function: Function, event: Any, on_done: Callable[[TaskResult], None], wrap: Callable[[Any], Any]
     ) -> None:
-        def done(result: Result) -> None:
+        def done(result: LambdaResult) -> None:
             if result.error is None:
                 on_done(TaskOk(wrap(result.payload)))
             else:
@@ -355,8 +355,8 @@ class _Counted:
         self.lambdas = lambdas
         self.after: Callable[[], None] | None = after
 
-    def invoke(self, function: Function, event: Any, on_done: Callable[[Result], None]) -> None:
-        def done(result: Result) -> None:
+    def invoke(self, function: Function, event: Any, on_done: Callable[[LambdaResult], None]) -> None:
+        def done(result: LambdaResult) -> None:
             on_done(result)
             after, self.after = self.after, None
             if after:

@@ -19,7 +19,7 @@ from spaceport.asl.journal import JournalError
 from spaceport.aws.storage import StorageError
 from spaceport.base.clock import RealClock
 from spaceport.base.durable import sync_file, sync_folder, write_json
-from spaceport.local_cloud import Engine
+from spaceport.local_cloud import LocalCloud
 from spaceport.stack.root import TEMPLATE
 from spaceport.stack.stages import STAGES
 from spaceport.stack.template import load_stack
@@ -85,7 +85,7 @@ def run(
 
     ``options`` are those of job.json. ``jobs_dir`` is where stage programs work, by default inside ``out``. Raises
     LocalRunError when there is nothing to start with, or ``out`` holds a run that is not finished. ``engine_options``
-    are for tests (see Engine).
+    are for tests (see LocalCloud).
     """
     started = time.monotonic()
     if not photos.is_dir() and not is_archive(photos):
@@ -232,13 +232,13 @@ class _Run:
         finally:
             engine.close()
 
-    def _engine(self, clock: RealClock, take_over: bool) -> Engine:
+    def _engine(self, clock: RealClock, take_over: bool) -> LocalCloud:
         # The result's address names the bucket, whose name only the template knows, and is a parameter of the template.
         bucket = load_stack(self.engine_options.get("template", TEMPLATE), PARAMETERS).buckets[0].name
         objects = self.work / "objects" / bucket / "results"
         parameters = {**PARAMETERS, "ResultBaseUrl": objects.as_uri()}
         jobs_dir = self.plan["jobs_dir"]
-        return Engine(
+        return LocalCloud(
             self.work,
             parameters,
             clock,
@@ -263,7 +263,7 @@ class _Run:
 
     # Photos in
 
-    def _upload(self, engine: Engine) -> None:
+    def _upload(self, engine: LocalCloud) -> None:
         """Store the photos under uploads/<scene>/, then job.json, which starts the job.
 
         Only job.json makes an event. A thousand events for photos would be a thousand calls of `ingest`, and those that
@@ -307,7 +307,7 @@ class _Run:
 
     # Waiting
 
-    def _wait(self, engine: Engine) -> dict[str, Any] | None:
+    def _wait(self, engine: LocalCloud) -> dict[str, Any] | None:
         """The execution once it has ended; None when ``stop`` was called before."""
         while not _stop_requested.is_set():
             execution = _newest(engine)
@@ -320,7 +320,7 @@ class _Run:
             self.wake.clear()
         return None
 
-    def _let_mail_out(self, engine: Engine, clock: RealClock) -> None:
+    def _let_mail_out(self, engine: LocalCloud, clock: RealClock) -> None:
         """The mail of an execution that was aborted or timed out is sent after its end."""
         delivered = threading.Event()
         clock.call_soon(delivered.set)  # runs after the events that the end of the execution has queued
@@ -329,7 +329,7 @@ class _Run:
 
     # Results out
 
-    def _finish(self, engine: Engine, execution: dict[str, Any]) -> Outcome:
+    def _finish(self, engine: LocalCloud, execution: dict[str, Any]) -> Outcome:
         outcome = self._outcome(engine, execution, execution["status"])
         if outcome.status == "SUCCEEDED":
             self._publish(engine, execution["name"])
@@ -344,7 +344,7 @@ class _Run:
         outcome.control_plane_s = outcome.seconds - engine.sagemaker.seconds_in_programs
         return outcome
 
-    def _publish(self, engine: Engine, job_id: str) -> None:
+    def _publish(self, engine: LocalCloud, job_id: str) -> None:
         """Copy results/<scene>/<job>/ beside the folder, then move each entry into place, the page last."""
         prefix = f"results/{self.plan['scene']}/{job_id}/"
         staging = self.work / "results"
@@ -365,7 +365,7 @@ class _Run:
         sync_folder(self.out)
         staging.rmdir()
 
-    def _spare_photos(self, engine: Engine, names: list[str]) -> None:
+    def _spare_photos(self, engine: LocalCloud, names: list[str]) -> None:
         """Photos are only read. Raises LocalRunError when a result would take the place of one."""
         photos = Path(self.plan["photos"])
         prefix = f"uploads/{self.plan['scene']}/"
@@ -380,7 +380,7 @@ class _Run:
                     f"The result {name} would replace photos in {target}. Move them, then: spaceport resume {self.out}"
                 )
 
-    def _outcome(self, engine: Engine, execution: dict[str, Any] | None, status: str) -> Outcome:
+    def _outcome(self, engine: LocalCloud, execution: dict[str, Any] | None, status: str) -> Outcome:
         execution = execution or _newest(engine)
         seconds = time.monotonic() - self.started
         outcome = Outcome(status, execution["name"] if execution else None, seconds=seconds)
@@ -390,12 +390,12 @@ class _Run:
         return outcome
 
 
-def _newest(engine: Engine) -> dict[str, Any] | None:
+def _newest(engine: LocalCloud) -> dict[str, Any] | None:
     executions = engine.step_functions.list_executions(engine.machine_arn)
     return engine.step_functions.describe_execution(executions[0]["executionArn"]) if executions else None
 
 
-def seconds_by_state(engine: Engine, execution_arn: str) -> dict[str, float]:
+def seconds_by_state(engine: LocalCloud, execution_arn: str) -> dict[str, float]:
     """Wall-clock seconds between entering and leaving each Task state, in order, with the time when no engine ran."""
     seconds: dict[str, float] = {}
     entered: dict[str, float] = {}

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.images.docker import Engine, NoEngine, running_engine
+from deploy.images.docker import Docker, NoEngine, running_engine
 from spaceport.stack.stages import STAGE_NAMES
 
 CONTEXT = Path(__file__).resolve().parents[2] / "containers"
@@ -47,7 +47,7 @@ class Built:
     steps_cached: int
 
 
-def base_image(engine: Engine) -> str:
+def base_image(engine: Docker) -> str:
     """Name of the base for local use; pulled or made when it is not there. Raises NoEngine when neither works."""
     named = os.environ.get("SPACEPORT_BASE_IMAGE")
     if named:
@@ -62,7 +62,7 @@ def base_image(engine: Engine) -> str:
     return LOCAL_BASE
 
 
-def release_base(engine: Engine) -> str:
+def release_base(engine: Docker) -> str:
     """The base as name@sha256:…, which the registry has at this moment. Raises RuntimeError when it cannot be had."""
     named = os.environ.get("SPACEPORT_BASE_IMAGE") or REGISTRY_BASE
     pulled = engine.docker("pull", "--quiet", "--platform", RELEASE_PLATFORM, named, check=False, timeout_s=300)
@@ -85,7 +85,7 @@ def repository(image: str) -> str:
     return f"{folder}/{last.partition(':')[0]}" if folder else last.partition(":")[0]
 
 
-def base_digest(engine: Engine, name: str) -> str:
+def base_digest(engine: Docker, name: str) -> str:
     """The digest that the base's registry knows it by, sha256:…; empty for one that was made here."""
     if "@" in name:
         return name.partition("@")[2]
@@ -95,7 +95,7 @@ def base_digest(engine: Engine, name: str) -> str:
     return str(known[0]).partition("@")[2] if known else ""
 
 
-def make_base(engine: Engine, why: str) -> None:
+def make_base(engine: Docker, why: str) -> None:
     """Make LOCAL_BASE from this machine's own package sources."""
     program = shutil.which("mmdebstrap")
     if program is None:
@@ -119,7 +119,7 @@ def apt_sources() -> list[str]:
 
 
 def build(
-    engine: Engine,
+    engine: Docker,
     stage: str,
     tag: str,
     base: str,

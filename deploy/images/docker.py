@@ -31,7 +31,7 @@ class NoEngine(Exception):
 
 
 @dataclass(frozen=True)
-class Engine:
+class Docker:
     """A running engine. ``host`` is its DOCKER_HOST, None for the client's own default."""
 
     client: str
@@ -99,13 +99,13 @@ def _can_build(client: str) -> bool:
     return subprocess.run([client, "buildx", "version"], capture_output=True, check=False).returncode == 0
 
 
-def answers(engine: Engine) -> bool:
+def answers(engine: Docker) -> bool:
     """Whether an engine is there."""
     return engine.docker("version", "--format", "{{.Server.Version}}", check=False, timeout_s=20).returncode == 0
 
 
 @contextlib.contextmanager
-def running_engine() -> Iterator[Engine]:
+def running_engine() -> Iterator[Docker]:
     """An engine that answers; one that is started here is stopped again, unless SPACEPORT_KEEP_ENGINE=1.
 
     Raises NoEngine when none runs and none can be started.
@@ -116,7 +116,7 @@ def running_engine() -> Iterator[Engine]:
         return
     own_host = _own_host()
     daemon = _start(own_host)
-    engine = Engine(client, own_host)
+    engine = Docker(client, own_host)
     try:
         _wait(engine, daemon)
         yield engine
@@ -131,9 +131,9 @@ def _own_host() -> str:
     return f"unix://{cache_folder() / 'docker.sock'}"
 
 
-def _answering(client: str) -> Engine | None:
+def _answering(client: str) -> Docker | None:
     """The engine that runs already, the machine's or one that was kept."""
-    engines = (Engine(client, host) for host in (None, _own_host()))
+    engines = (Docker(client, host) for host in (None, _own_host()))
     return next((engine for engine in engines if answers(engine)), None)
 
 
@@ -159,7 +159,7 @@ def _start(host: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
-def _wait(engine: Engine, daemon: subprocess.Popen[bytes]) -> None:
+def _wait(engine: Docker, daemon: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while not answers(engine):
         if daemon.poll() is not None or time.monotonic() > deadline:

@@ -36,14 +36,14 @@ START_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
-class Result:
+class LambdaResult:
     """Answer of an invocation: ``payload``, or ``error`` with errorType, errorMessage, requestId and stackTrace."""
 
     payload: Any = None
     error: dict[str, Any] | None = None
 
 
-OnDone = Callable[[Result], None]
+OnDone = Callable[[LambdaResult], None]
 
 
 class Lambdas(Protocol):
@@ -84,7 +84,7 @@ def environment(function: Function, stack: Stack, endpoint_url: str) -> dict[str
 
 
 def invoke_async(
-    lambdas: Lambdas, clock: Clock, function: Function, event: Any, on_dropped: Callable[[Function, Result], None]
+    lambdas: Lambdas, clock: Clock, function: Function, event: Any, on_dropped: Callable[[Function, LambdaResult], None]
 ) -> None:
     """An asynchronous invocation: an error is tried again after 1 and 3 minutes, then ``on_dropped`` is told."""
     delays = list(ASYNC_RETRY_DELAYS_S[: function.async_retries])
@@ -92,10 +92,10 @@ def invoke_async(
     def attempt() -> None:
         lambdas.invoke(function, event, on_clock)
 
-    def on_clock(result: Result) -> None:
+    def on_clock(result: LambdaResult) -> None:
         clock.call_soon(lambda: done(result))
 
-    def done(result: Result) -> None:
+    def done(result: LambdaResult) -> None:
         if result.error is None:
             return
         if delays:
@@ -215,9 +215,9 @@ class _FunctionThread:
                 result = _as_result(error_answer("Runtime.ExitError", str(error), ""))
             on_done(result)
 
-    def _only_start(self) -> Result:
+    def _only_start(self) -> LambdaResult:
         self._ensure_worker()
-        return Result()
+        return LambdaResult()
 
     def _ensure_worker(self) -> socket.socket:
         if self._channel is None:
@@ -230,7 +230,7 @@ class _FunctionThread:
         assert self._channel is not None
         return self._channel
 
-    def _invoke(self, event: str) -> Result:
+    def _invoke(self, event: str) -> LambdaResult:
         request_id = str(uuid.uuid4())
         channel = self._ensure_worker()
         channel.settimeout(self.function.timeout_s)
@@ -277,8 +277,8 @@ def _read_line(channel: socket.socket) -> bytes | None:
             return b"".join(chunks)
 
 
-def _as_result(answer: dict[str, Any]) -> Result:
-    return Result(answer.get("payload"), answer.get("error"))
+def _as_result(answer: dict[str, Any]) -> LambdaResult:
+    return LambdaResult(answer.get("payload"), answer.get("error"))
 
 
 @dataclass

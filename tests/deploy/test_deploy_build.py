@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.environments import BUILD, ROOT, clean_environment, run
-from tests.unit.fn_cloud import load_template
+from tests.unit.cloud import load_template
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 TOOLS = ("make", "sh", "cp", "env", "mkdir", "rm", "uname")  # all that the build may find on its PATH beside Python

@@ -12,7 +12,7 @@ from benchmarks.gpus import newest
 from benchmarks.marks import between
 from stages import prices
 from tests.deploy.environments import ROOT
-from tests.unit.fn_cloud import load_template
+from tests.unit.cloud import load_template
 from train.stage import AROUND_TRAINING_S
 from uploads.options import JobOptions
 

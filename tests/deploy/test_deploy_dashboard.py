@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from tests.deploy.environments import ROOT
-from tests.unit.fn_cloud import load_template
+from tests.unit.cloud import load_template
 
 
 def test_every_alarm_tells_somebody_and_is_in_the_runbook():

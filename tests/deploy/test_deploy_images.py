@@ -10,7 +10,7 @@ import yaml
 
 from deploy import push_images as images
 from tests.deploy.environments import ROOT
-from tests.unit.fn_cloud import load_template
+from tests.unit.cloud import load_template
 
 DIGEST = "123456789012.dkr.ecr.us-east-1.amazonaws.com/spaceport-sfm@sha256:" + "a" * 64
 

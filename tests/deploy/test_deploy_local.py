@@ -16,7 +16,7 @@ from samtranslator.yaml_helper import yaml_parse
 
 from tests.deploy import iam
 from tests.deploy.stack import NAME
-from tests.unit.fn_cloud import load_template
+from tests.unit.cloud import load_template
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 STATEFUL = ("Bucket", "JobTable")

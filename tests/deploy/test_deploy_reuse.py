@@ -15,7 +15,7 @@ from moto import mock_aws
 
 from deploy import push_images as images
 from tests.deploy.environments import ROOT
-from tests.unit.fn_cloud import load_template
+from tests.unit.cloud import load_template
 
 REGISTRY = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
 

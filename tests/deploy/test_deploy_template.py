@@ -18,7 +18,7 @@ from cfnlint.schema import PROVIDER_SCHEMA_MANAGER
 from spaceport.stack.template import load_stack
 from tests.deploy import iam
 from tests.deploy.environments import ROOT, clean_environment, run
-from tests.unit.fn_cloud import load_template
+from tests.unit.cloud import load_template
 
 TEMPLATE = ROOT / "template.yaml"
 # Losing one of these loses photos, results, the history of jobs or the key that the photos are read with.

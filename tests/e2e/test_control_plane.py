@@ -1,7 +1,7 @@
 """Retry, cancel, sweep and time-out, with real jobs: template.yaml, the functions as processes, the real clock.
 
 The stages are short stand-in programs, run as real processes as the real ones are (which test_pipeline.py runs); what
-they do depends on the scene's name. Three numbers are shortened: the period of the schedules (Engine,
+they do depends on the scene's name. Three numbers are shortened: the period of the schedules (LocalCloud,
 ``schedule_period_s``), the wait before a second attempt, and in one test the time limit of the machine (both by
 UpdateStateMachine).
 """
@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError
 
 from spaceport.base.clock import RealClock
 from spaceport.jobs.runner import ProcessRunner
-from spaceport.local_cloud import Engine
+from spaceport.local_cloud import LocalCloud
 from spaceport.local_run import OWNER, PARAMETERS
 
 pytestmark = pytest.mark.slow
@@ -79,7 +79,7 @@ class Bench:
         self.events, self.errors = [], []
         self.clock = RealClock(on_error=self.errors.append)
         parameters = {**PARAMETERS, "MinPhotos": str(PHOTOS), "ResultBaseUrl": "https://results.example.org"}
-        self.engine = Engine(
+        self.engine = LocalCloud(
             folder / "work",
             parameters,
             self.clock,

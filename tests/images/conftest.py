@@ -15,7 +15,7 @@ import pytest
 
 from base.stages import STAGE_NAMES, StageName
 from deploy.images.build import Built, base_image, build
-from deploy.images.docker import Engine, NoEngine, running_engine
+from deploy.images.docker import Docker, NoEngine, running_engine
 from spaceport.sample import render_sample
 from tests.images.figures import Figures
 from tests.images.player import IMAGES, OPTIONS, ROOT, Player, Ran, need_root, report_missing
@@ -57,7 +57,7 @@ def is_whole(session: pytest.Session) -> bool:
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[Engine]:
+def engine() -> Iterator[Docker]:
     try:
         with running_engine() as running:
             yield running
@@ -78,7 +78,7 @@ def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
 
 
 @pytest.fixture(scope="session")
-def base(engine: Engine, figures: Figures) -> str:
+def base(engine: Docker, figures: Figures) -> str:
     started = time.monotonic()
     try:
         name = base_image(engine)
@@ -89,7 +89,7 @@ def base(engine: Engine, figures: Figures) -> str:
 
 
 @pytest.fixture(scope="session")
-def images(engine: Engine, base: str, figures: Figures) -> Callable[[str], str]:
+def images(engine: Docker, base: str, figures: Figures) -> Callable[[str], str]:
     """Builds the image of a stage when it is first asked for; returns its tag."""
     built: dict[str, Built] = {}
 
@@ -126,7 +126,7 @@ def photos(many_photos: list[Path]) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def good_run(
-    engine: Engine, images: Callable[[str], str], photos: list[Path], tmp_path_factory: pytest.TempPathFactory
+    engine: Docker, images: Callable[[str], str], photos: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[StageName], tuple[Ran, Path]]:
     """Runs a stage on the results of those before it, once; returns what was seen and the folder of its results."""
 
@@ -150,7 +150,7 @@ def good_run(
 
 @pytest.fixture
 def player(
-    engine: Engine,
+    engine: Docker,
     images: Callable[[str], str],
     good_run: Callable[[StageName], tuple[Ran, Path]],
     tmp_path: Path,

@@ -23,7 +23,7 @@ import pytest
 from base import layout
 from base.settings import Settings, read_settings
 from base.stages import STAGE_NAMES, StageName, find_stage
-from deploy.images.docker import Engine
+from deploy.images.docker import Docker
 from spaceport.aws.storage import Storage
 from spaceport.base.clock import RealClock
 from spaceport.jobs.docker import DockerRunner, Limits
@@ -181,7 +181,7 @@ class Player:
         self.storage.create_bucket(BUCKET)
 
     @classmethod
-    def open(cls, engine: Engine, images: Callable[[str], str], folder: Path) -> Player:
+    def open(cls, engine: Docker, images: Callable[[str], str], folder: Path) -> Player:
         """A player with an empty bucket, all three images built."""
         for stage in STAGE_NAMES:
             images(stage)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from base.stages import STAGE_NAMES
-from deploy.images.docker import Engine
+from deploy.images.docker import Docker
 from tests.images.figures import Figures
 from tests.images.player import stage_request
 
@@ -27,7 +27,7 @@ ENTRYPOINT ["/opt/ml/code/run"]
 
 
 @pytest.fixture
-def throw_away(engine: Engine, images: Callable[[str], str], tmp_path: Path) -> Iterator[str]:
+def throw_away(engine: Docker, images: Callable[[str], str], tmp_path: Path) -> Iterator[str]:
     file = tmp_path / "Dockerfile"
     file.write_text(DOCKERFILE.format(image=images("compress")))
     engine.docker("build", "--tag", THROW_AWAY, tmp_path)
@@ -35,12 +35,12 @@ def throw_away(engine: Engine, images: Callable[[str], str], tmp_path: Path) -> 
     engine.docker("image", "rm", "--force", THROW_AWAY)
 
 
-def mounted(engine: Engine, volume: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def mounted(engine: Docker, volume: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     volume.mkdir(exist_ok=True)
     return engine.docker("run", "--rm", "--network", "none", "--volume", f"{volume}:/opt/ml", *arguments, check=False)
 
 
-def test_code_under_opt_ml_ends_with_127(engine: Engine, throw_away: str, figures: Figures, tmp_path: Path) -> None:
+def test_code_under_opt_ml_ends_with_127(engine: Docker, throw_away: str, figures: Figures, tmp_path: Path) -> None:
     """Without the volume the image works, as it does on the desk of whoever built it."""
     unmounted = engine.docker("run", "--rm", "--network", "none", throw_away)
     assert unmounted.stdout.strip() == "ready"
@@ -54,7 +54,7 @@ def test_code_under_opt_ml_ends_with_127(engine: Engine, throw_away: str, figure
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)
 def test_our_images_survive_the_same_mount(
-    stage: str, engine: Engine, images: Callable[[str], str], figures: Figures, tmp_path: Path
+    stage: str, engine: Docker, images: Callable[[str], str], figures: Figures, tmp_path: Path
 ) -> None:
     """With the entry point of the request."""
     request = stage_request(stage, {"preset": "draft"})  # type: ignore[arg-type]
@@ -71,6 +71,6 @@ def test_our_images_survive_the_same_mount(
     assert ran.stdout.strip().endswith(f"{stage}: ready")
 
 
-def test_a_missing_program_is_told_apart(engine: Engine, images: Callable[[str], str], tmp_path: Path) -> None:
+def test_a_missing_program_is_told_apart(engine: Docker, images: Callable[[str], str], tmp_path: Path) -> None:
     """127 is what a missing entry point looks like through the very command that the tests use."""
     assert mounted(engine, tmp_path / "ml", "--entrypoint", "python4", images("sfm"), "-m", "sfm").returncode == 127

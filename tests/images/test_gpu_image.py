@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.images.docker import Engine
+from deploy.images.docker import Docker
 from spaceport.jobs.docker import Limits
 from tests.images.player import GIB, OPTIONS, Player
 from tests.images.test_image_content import inside, report_contents
@@ -23,19 +23,19 @@ LIMITS = Limits(memory_bytes=4 * GIB)
 
 
 @pytest.fixture(scope="module")
-def image(engine: Engine) -> str:
+def image(engine: Docker) -> str:
     name = f"spaceport-train:{TAG}"
     if engine.docker("image", "inspect", name, check=False).returncode:
         pytest.skip(f"there is no image {name}: make gpu-image")
     return name
 
 
-def python(engine: Engine, image: str, program: str) -> subprocess.CompletedProcess[str]:
+def python(engine: Docker, image: str, program: str) -> subprocess.CompletedProcess[str]:
     """Python lines in the image, without network, compiler or anything to write to but /tmp."""
     return inside(engine, image, f"python3 -c '{program}'")
 
 
-def test_extension_is_loaded_and_not_compiled(engine: Engine, image: str) -> None:
+def test_extension_is_loaded_and_not_compiled(engine: Docker, image: str) -> None:
     program = """
 import shutil, torch
 from gsplat import csrc
@@ -48,7 +48,7 @@ print(csrc.__file__, torch.version.cuda)
     assert done.stdout.split() == [f"{SITE}/gsplat/csrc.so", "12.8"], done.stderr
 
 
-def test_torch_has_machine_code_for_every_gpu(engine: Engine, image: str) -> None:
+def test_torch_has_machine_code_for_every_gpu(engine: Docker, image: str) -> None:
     """Machine code runs on the same major version of the hardware from its minor version on; PTX would need a newer
     driver. gsplat's own code is listed when it is compiled (build_gsplat.py).
     """
@@ -59,7 +59,7 @@ def test_torch_has_machine_code_for_every_gpu(engine: Engine, image: str) -> Non
         assert any(has[0] == major and has[1] <= minor for has in have), f"{name}: torch has {flags}"
 
 
-def test_every_library_is_found(engine: Engine, image: str) -> None:
+def test_every_library_is_found(engine: Docker, image: str) -> None:
     """ldd of gsplat's module, with torch's libraries where torch has loaded them from."""
     program = f"""
 libs={SITE}/torch/lib:$(ls -d {SITE}/nvidia/*/lib | tr '\\n' ':')
@@ -71,7 +71,7 @@ LD_LIBRARY_PATH=$libs ldd {SITE}/gsplat/csrc.so
     assert "not found" not in done.stdout
 
 
-def test_selfcheck(engine: Engine, image: str) -> None:
+def test_selfcheck(engine: Docker, image: str) -> None:
     """The extension loads, and NVRTC compiles our kernels for every kind of GPU: without one, as in a build."""
     done = inside(engine, image, "python3 -m train --selfcheck")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "train: ready"), done.stderr
@@ -85,7 +85,7 @@ def test_selfcheck(engine: Engine, image: str) -> None:
         ("echo nonsense >> /opt/spaceport/train/gpu/raster.cu", "raster.cu cannot be compiled for sm_75"),
     ],
 )
-def test_selfcheck_fails(spoil: str, message: str, engine: Engine, image: str) -> None:
+def test_selfcheck_fails(spoil: str, message: str, engine: Docker, image: str) -> None:
     """Without the compiled extension (gsplat would compile at run time), without NVRTC, with a broken kernel."""
     program = f"{spoil} && exec python3 -m train --selfcheck"
     done = engine.docker("run", "--rm", "--network", "none", "--entrypoint", "sh", image, "-c", program, check=False)
@@ -94,7 +94,7 @@ def test_selfcheck_fails(spoil: str, message: str, engine: Engine, image: str) -
     assert "ready" not in done.stdout
 
 
-def test_job_fails_without_a_gpu(engine: Engine, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_fails_without_a_gpu(engine: Docker, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if engine.host:
         monkeypatch.setenv("DOCKER_HOST", engine.host)
     sfm = tmp_path / "sfm"
@@ -112,5 +112,5 @@ def test_job_fails_without_a_gpu(engine: Engine, image: str, tmp_path: Path, mon
     assert ran.verdict.code == "NO_GPU"
 
 
-def test_bill_of_materials(engine: Engine, image: str) -> None:
+def test_bill_of_materials(engine: Docker, image: str) -> None:
     report_contents(engine, image, "train-gpu")

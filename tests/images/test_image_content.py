@@ -15,7 +15,7 @@ import pytest
 
 from base.stages import STAGE_NAMES
 from deploy.images.build import base_digest
-from deploy.images.docker import Engine
+from deploy.images.docker import Docker
 from images.licences import is_refused
 from tests.images.player import ROOT, SDK, report_missing
 
@@ -26,14 +26,14 @@ REPORTS = ROOT / "build" / "images"
 KNOWN_TO_BIND = {("pycolmap", "suitesparse-cholmod"), ("pycolmap", "suitesparse-spqr"), ("pillow", "libimagequant")}
 
 
-def inside(engine: Engine, image: str, program: str) -> subprocess.CompletedProcess[str]:
+def inside(engine: Docker, image: str, program: str) -> subprocess.CompletedProcess[str]:
     """A shell line in the image, shut in as the stages are."""
     shut = ["--network", "none", "--read-only", "--tmpfs", "/tmp:exec", "--cap-drop", "ALL"]
     return engine.docker("run", "--rm", *shut, "--entrypoint", "sh", image, "-c", program, check=False)
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)
-def test_metadata(stage: str, engine: Engine, base: str, images: Callable[[str], str]) -> None:
+def test_metadata(stage: str, engine: Docker, base: str, images: Callable[[str], str]) -> None:
     (found,) = json.loads(engine.docker("image", "inspect", images(stage)).stdout)
     config = found["Config"]
     assert config["Entrypoint"] == ["python3", "-m", stage]
@@ -52,7 +52,7 @@ def test_metadata(stage: str, engine: Engine, base: str, images: Callable[[str],
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)
-def test_shut_in(stage: str, engine: Engine, images: Callable[[str], str]) -> None:
+def test_shut_in(stage: str, engine: Docker, images: Callable[[str], str]) -> None:
     """No code under /opt/ml, no compiler, no package installer, nowhere to write but /tmp, no network."""
     image = images(stage)
     probe = """
@@ -78,7 +78,7 @@ else:
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)
-def test_code_is_the_repository(stage: str, engine: Engine, images: Callable[[str], str]) -> None:
+def test_code_is_the_repository(stage: str, engine: Docker, images: Callable[[str], str]) -> None:
     """The image has this stage's code, compiled, and no other stage's."""
     listing = inside(
         engine, images(stage), "cd /opt/spaceport && ls -d */ && find . -name '*.py' | sort"
@@ -98,7 +98,7 @@ def test_code_is_the_repository(stage: str, engine: Engine, images: Callable[[st
     assert int(compiled) == len([name for name in listing if name.endswith(".py")])
 
 
-def bill_of_materials(engine: Engine, image: str) -> dict[str, Any]:
+def bill_of_materials(engine: Docker, image: str) -> dict[str, Any]:
     return json.loads(inside(engine, image, "cat /usr/share/spaceport/sbom.cdx.json").stdout)
 
 
@@ -130,7 +130,7 @@ def licence_table(components: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def report_contents(engine: Engine, image: str, name: str, with_npm: bool = False) -> None:
+def report_contents(engine: Docker, image: str, name: str, with_npm: bool = False) -> None:
     """Keep the bill of materials and a table of licences in build/images/, as ``name``.
 
     Fails unless it names what pip and dpkg find in the image, and every wheel has a licence that lets us ship it.
@@ -171,12 +171,12 @@ def report_contents(engine: Engine, image: str, name: str, with_npm: bool = Fals
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)
-def test_bill_of_materials(stage: str, engine: Engine, images: Callable[[str], str]) -> None:
+def test_bill_of_materials(stage: str, engine: Docker, images: Callable[[str], str]) -> None:
     report_contents(engine, images(stage), stage, with_npm=stage == "compress")
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)
-def test_pillow_has_no_libimagequant(stage: str, engine: Engine, images: Callable[[str], str]) -> None:
+def test_pillow_has_no_libimagequant(stage: str, engine: Docker, images: Callable[[str], str]) -> None:
     """Its bill of materials names this library, under the GPL, as one that can be used."""
     program = 'from PIL import features; print(features.check_feature("libimagequant"))'
     assert inside(engine, images(stage), f"python3 -c '{program}'").stdout.strip() == "False"
@@ -194,7 +194,7 @@ Nothing is said of Python and npm packages, nor of flaws that Debian has not men
 """
 
 
-def test_updates_of_debian_are_reported(engine: Engine, base: str, images: Callable[[str], str]) -> None:
+def test_updates_of_debian_are_reported(engine: Docker, base: str, images: Callable[[str], str]) -> None:
     """Kept as build/images/debian-updates.md. The Debian packages are the same in the three images.
 
     An update that came out today is no fault of the images; one that stays means that the base is old.

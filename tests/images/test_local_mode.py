@@ -24,9 +24,9 @@ from botocore.validate import ParamValidator
 from moto.server import ThreadedMotoServer
 
 from base.stages import STAGE_NAMES, StageName
-from deploy.images.docker import Engine
+from deploy.images.docker import Docker
 from tests.images.player import BUCKET, JOB, OPTIONS, PROMISED, REGION, SDK, Ran, report_missing, stage_request
-from tests.unit.fn_cloud import load_template
+from tests.unit.cloud import load_template
 
 OPERATIONS = {"sfm": "ProcessingJob", "train": "TrainingJob", "compress": "ProcessingJob"}
 FAKE_ACCOUNT = {
@@ -61,7 +61,7 @@ def test_request_fits_the_service(stage: StageName) -> None:
 class LocalMode:
     """The SDK beside an S3 of its own."""
 
-    engine: Engine
+    engine: Docker
     folder: Path
     endpoint: str
 
@@ -116,7 +116,7 @@ class LocalMode:
 
 @pytest.fixture
 def local_mode(
-    engine: Engine,
+    engine: Docker,
     images: Callable[[str], str],
     good_run: Callable[[StageName], tuple[Ran, Path]],
     tmp_path: Path,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from base.stages import STAGE_NAMES
-from deploy.images.docker import Engine
+from deploy.images.docker import Docker
 from spaceport import local_run
 from spaceport.jobs.docker import DockerError, DockerRunner
 from tests.images.figures import Figures
@@ -20,7 +20,7 @@ from tests.images.player import IMAGES, OPTIONS
 
 
 @pytest.fixture
-def runner(engine: Engine, images: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> DockerRunner:
+def runner(engine: Docker, images: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> DockerRunner:
     for stage in STAGE_NAMES:
         images(stage)
     if engine.host:
@@ -31,7 +31,7 @@ def runner(engine: Engine, images: Callable[[str], str], monkeypatch: pytest.Mon
 
 
 def test_photos_to_page(
-    runner: DockerRunner, engine: Engine, photos: list[Path], figures: Figures, tmp_path: Path
+    runner: DockerRunner, engine: Docker, photos: list[Path], figures: Figures, tmp_path: Path
 ) -> None:
     folder = tmp_path / "garden"
     folder.mkdir()
@@ -78,7 +78,7 @@ def test_no_engine_is_told_before_the_run(runner: DockerRunner, monkeypatch: pyt
         runner.check()
 
 
-def test_leftovers_are_removed(runner: DockerRunner, engine: Engine, tmp_path: Path) -> None:
+def test_leftovers_are_removed(runner: DockerRunner, engine: Docker, tmp_path: Path) -> None:
     """An engine that was killed leaves containers; the next one on the same folder removes its own, and no other."""
     jobs = tmp_path / "jobs"
     for name, folder in (("leftover", jobs), ("stranger", tmp_path / "other")):

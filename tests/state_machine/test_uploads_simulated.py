@@ -9,7 +9,7 @@ from tests.state_machine.simulator import invariants
 from tests.state_machine.simulator.code import deployed
 from tests.state_machine.simulator.plan import Act, Delivery, Fault, Plan
 from tests.state_machine.simulator.world import JPEG, SCENE, World
-from tests.unit import fn_zips
+from tests.unit import zips
 
 
 def jobs_of(world):
@@ -203,7 +203,7 @@ def unpacked(world):
 
 def test_one_archive_is_one_job():
     world = World(deployed(), Plan(photos=0))
-    world.s3.put(f"uploads/{SCENE}/photos.zip", fn_zips.make(ZIPPED))
+    world.s3.put(f"uploads/{SCENE}/photos.zip", zips.make(ZIPPED))
     world.run()
     assert invariants.check(world) == []
     (job,) = jobs_of(world).values()
@@ -213,7 +213,7 @@ def test_one_archive_is_one_job():
 
 def test_two_thousand_photos_in_one_archive_are_one_job():
     world = World(deployed(), Plan(photos=0))
-    world.s3.put(f"uploads/{SCENE}/photos.zip", fn_zips.make({f"{number}.jpg": JPEG for number in range(2000)}))
+    world.s3.put(f"uploads/{SCENE}/photos.zip", zips.make({f"{number}.jpg": JPEG for number in range(2000)}))
     world.run()
     assert invariants.check(world) == []
     (job,) = jobs_of(world).values()
@@ -225,7 +225,7 @@ def test_two_thousand_photos_in_one_archive_are_one_job():
 def test_unpacking_goes_on_after_being_cut_off_anywhere(at, after):
     """At any call to AWS of the first try; the second one writes nothing twice that came whole from the first."""
     world = World(deployed(), Plan(faults=(Fault("Validate", "crash", at=at, after=after),)))
-    world.s3.put(f"uploads/{SCENE}/photos.zip", fn_zips.make(ZIPPED))
+    world.s3.put(f"uploads/{SCENE}/photos.zip", zips.make(ZIPPED))
     world.run()
     assert invariants.check(world) == []
     (job,) = jobs_of(world).values()
@@ -236,7 +236,7 @@ def test_unpacking_goes_on_after_being_cut_off_anywhere(at, after):
 @pytest.mark.parametrize("state", ["SfM", "Succeeded"])
 def test_second_archive_while_it_runs_and_after_its_end_is_a_second_job(state):
     world = World(deployed(), Plan(acts=(Act(state, "upload", 4000 if state == "Succeeded" else 5),)))
-    world.s3.put(f"uploads/{SCENE}/photos.zip", fn_zips.make(ZIPPED))
+    world.s3.put(f"uploads/{SCENE}/photos.zip", zips.make(ZIPPED))
     world.run()
     assert invariants.check(world) == []
     assert [row["photos"] for row in jobs_of(world).values()] == [9 + 12, 10 + 12]
@@ -248,7 +248,7 @@ def test_archive_that_changes_between_listing_and_reading(change, read):
     """The next try of Validate goes by what is there then."""
     world = World(deployed(), Plan(photos=9))
     key = f"uploads/{SCENE}/photos.zip"
-    world.s3.put(key, fn_zips.make(ZIPPED))
+    world.s3.put(key, zips.make(ZIPPED))
     get, reads = world.s3.get_object, []
 
     def strike_then_get(**arguments):
@@ -257,7 +257,7 @@ def test_archive_that_changes_between_listing_and_reading(change, read):
             world.s3.objects.pop(key, None)
         elif len(reads) == read:
             reads.append(1)  # once
-            world.s3.objects[key] = fn_zips.make(dict.fromkeys(ZIPPED, JPEG + b"new"))
+            world.s3.objects[key] = zips.make(dict.fromkeys(ZIPPED, JPEG + b"new"))
             world.s3.modified[key] = world.now()
         return get(**arguments)
 
@@ -275,13 +275,13 @@ def test_archive_that_changes_between_listing_and_reading(change, read):
     ("members", "code", "words"),
     [
         ({**ZIPPED, "../../other/a.jpg": JPEG}, "ARCHIVE_UNSAFE", "'../../other/a.jpg'"),
-        ({**ZIPPED, "more.zip": fn_zips.make(ZIPPED)}, "ARCHIVE_NESTED", "'more.zip'"),
+        ({**ZIPPED, "more.zip": zips.make(ZIPPED)}, "ARCHIVE_NESTED", "'more.zip'"),
         ({"notes.txt": b"x"}, "TOO_FEW_PHOTOS", "'photos.zip/notes.txt'"),
     ],
 )
 def test_hostile_archive_is_one_message_that_names_it(members, code, words):
     world = World(deployed(), Plan(photos=2, possible=(code,)))
-    world.s3.put(f"uploads/{SCENE}/photos.zip", fn_zips.make(members))
+    world.s3.put(f"uploads/{SCENE}/photos.zip", zips.make(members))
     world.run()
     assert invariants.check(world) == []
     (job,) = jobs_of(world).values()

@@ -1,7 +1,7 @@
 """Calls of notify, and a job that it tells of."""
 
 import notify
-from tests.unit.fn_cloud import BUCKET, JOB, Cloud, add_job, load_event
+from tests.unit.cloud import BUCKET, JOB, Cloud, add_job, load_event
 
 REPORT = {
     "photos": {"total": 20, "registered": 19},

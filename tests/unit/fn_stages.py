@@ -2,7 +2,7 @@
 
 import check_status
 import start_job
-from tests.unit.fn_cloud import (
+from tests.unit.cloud import (
     BUCKET,
     JOB,
     MACHINE,

@@ -10,22 +10,22 @@ import pytest
 
 from base import failures
 from base.failures import JobFailure
-from tests.unit import fn_zips
-from tests.unit.fn_cloud import JPEG, add_job, cloud
-from tests.unit.fn_zips import EIGHT, UPLOADS, WORK, body, manifest, refused, run, upload
+from tests.unit import zips
+from tests.unit.cloud import JPEG, add_job, cloud
+from tests.unit.zips import EIGHT, UPLOADS, WORK, body, manifest, refused, run, upload
 from uploads import archives, remote_zip
 
 __all__ = ["cloud"]
-PLAIN = fn_zips.make(EIGHT)
+PLAIN = zips.make(EIGHT)
 
 
 def bomb() -> bytes:
     """Photos, and one that is 20 MB of zeros."""
-    return fn_zips.make({**EIGHT, "z.jpg": JPEG + bytes(20_000_000)})
+    return zips.make({**EIGHT, "z.jpg": JPEG + bytes(20_000_000)})
 
 
 def crc_error() -> bytes:
-    data = bytearray(fn_zips.make(EIGHT, zipfile.ZIP_STORED))
+    data = bytearray(zips.make(EIGHT, zipfile.ZIP_STORED))
     data[data.index(EIGHT["IMG 5.jpg"]) + 10] ^= 1
     return bytes(data)
 
@@ -33,55 +33,55 @@ def crc_error() -> bytes:
 def torn_photo() -> bytes:
     """The compressed bytes of one photo are noise."""
     noise = random.Random(1).randbytes(5000)
-    data = fn_zips.make({**EIGHT, "z.jpg": JPEG + noise})
+    data = zips.make({**EIGHT, "z.jpg": JPEG + noise})
     at = data.index(b"z.jpg") + 200
     return data[:at] + bytes(1000) + data[at + 1000 :]
 
 
 HOSTILE = {
-    "path upwards": (fn_zips.make({**EIGHT, "../../x.jpg": JPEG}), "ARCHIVE_UNSAFE", "'../../x.jpg'"),
-    "path upwards inside": (fn_zips.make({**EIGHT, "a/../../x.jpg": JPEG}), "ARCHIVE_UNSAFE", "'a/../../x.jpg'"),
-    "path upwards of a text": (fn_zips.make({**EIGHT, "../x.txt": b"x"}), "ARCHIVE_UNSAFE", "'../x.txt'"),
-    "path upwards by backslash": (fn_zips.make({**EIGHT, "..\\x.jpg": JPEG}), "ARCHIVE_UNSAFE", "x.jpg"),
-    "absolute path": (fn_zips.make({**EIGHT, "/etc/x.jpg": JPEG}), "ARCHIVE_UNSAFE", "'/etc/x.jpg'"),
-    "absolute by backslash": (fn_zips.make({**EIGHT, "\\\\host\\x.jpg": JPEG}), "ARCHIVE_UNSAFE", "x.jpg"),
-    "drive letter": (fn_zips.make({**EIGHT, "C:\\x.jpg": JPEG}), "ARCHIVE_UNSAFE", "x.jpg"),
-    "drive letter, slash": (fn_zips.make({**EIGHT, "c:x.jpg": JPEG}), "ARCHIVE_UNSAFE", "'c:x.jpg'"),
-    "symlink": (fn_zips.special(EIGHT, "link.jpg", stat.S_IFLNK), "ARCHIVE_UNSAFE", "'link.jpg'"),
-    "device": (fn_zips.special(EIGHT, "dev.jpg", stat.S_IFCHR), "ARCHIVE_UNSAFE", "'dev.jpg'"),
-    "pipe": (fn_zips.special(EIGHT, "pipe", stat.S_IFIFO), "ARCHIVE_UNSAFE", "'pipe'"),
+    "path upwards": (zips.make({**EIGHT, "../../x.jpg": JPEG}), "ARCHIVE_UNSAFE", "'../../x.jpg'"),
+    "path upwards inside": (zips.make({**EIGHT, "a/../../x.jpg": JPEG}), "ARCHIVE_UNSAFE", "'a/../../x.jpg'"),
+    "path upwards of a text": (zips.make({**EIGHT, "../x.txt": b"x"}), "ARCHIVE_UNSAFE", "'../x.txt'"),
+    "path upwards by backslash": (zips.make({**EIGHT, "..\\x.jpg": JPEG}), "ARCHIVE_UNSAFE", "x.jpg"),
+    "absolute path": (zips.make({**EIGHT, "/etc/x.jpg": JPEG}), "ARCHIVE_UNSAFE", "'/etc/x.jpg'"),
+    "absolute by backslash": (zips.make({**EIGHT, "\\\\host\\x.jpg": JPEG}), "ARCHIVE_UNSAFE", "x.jpg"),
+    "drive letter": (zips.make({**EIGHT, "C:\\x.jpg": JPEG}), "ARCHIVE_UNSAFE", "x.jpg"),
+    "drive letter, slash": (zips.make({**EIGHT, "c:x.jpg": JPEG}), "ARCHIVE_UNSAFE", "'c:x.jpg'"),
+    "symlink": (zips.special(EIGHT, "link.jpg", stat.S_IFLNK), "ARCHIVE_UNSAFE", "'link.jpg'"),
+    "device": (zips.special(EIGHT, "dev.jpg", stat.S_IFCHR), "ARCHIVE_UNSAFE", "'dev.jpg'"),
+    "pipe": (zips.special(EIGHT, "pipe", stat.S_IFIFO), "ARCHIVE_UNSAFE", "'pipe'"),
     "bomb": (bomb(), "ARCHIVE_UNSAFE", "'z.jpg'"),
-    "overlap": (fn_zips.overlapping("a.jpg", JPEG, 1000), "ARCHIVE_UNSAFE", "'a.jpg'"),
+    "overlap": (zips.overlapping("a.jpg", JPEG, 1000), "ARCHIVE_UNSAFE", "'a.jpg'"),
     "member over the next ones": (
-        fn_zips.changed(PLAIN, 2, compress_size=len(PLAIN) // 2),
+        zips.changed(PLAIN, 2, compress_size=len(PLAIN) // 2),
         "ARCHIVE_UNSAFE",
         "'IMG 2.jpg'",
     ),
-    "member over the directory": (fn_zips.changed(PLAIN, 7, compress_size=5000), "ARCHIVE_UNSAFE", "'IMG 7.jpg'"),
-    "encrypted": (fn_zips.changed(PLAIN, 3, flags=0x1), "ARCHIVE_ENCRYPTED", "'IMG 3.jpg'"),
-    "strongly encrypted": (fn_zips.changed(PLAIN, 3, flags=0x41), "ARCHIVE_ENCRYPTED", "'IMG 3.jpg'"),
-    "encrypted by AES": (fn_zips.changed(PLAIN, 3, flags=0x1, method=99), "ARCHIVE_ENCRYPTED", "'IMG 3.jpg'"),
-    "patch data": (fn_zips.changed(PLAIN, 3, flags=0x20), "ARCHIVE_UNSUPPORTED", "'IMG 3.jpg'"),
-    "deflate64": (fn_zips.changed(PLAIN, 3, method=9), "ARCHIVE_UNSUPPORTED", "'IMG 3.jpg'"),
-    "bzip2": (fn_zips.make(EIGHT, zipfile.ZIP_BZIP2), "ARCHIVE_UNSUPPORTED", "'IMG 0.jpg'"),
-    "lzma": (fn_zips.make(EIGHT, zipfile.ZIP_LZMA), "ARCHIVE_UNSUPPORTED", "'IMG 0.jpg'"),
-    "version of the future": (fn_zips.changed(PLAIN, 3, version_needed=99), "ARCHIVE_DAMAGED", "photos.zip"),
+    "member over the directory": (zips.changed(PLAIN, 7, compress_size=5000), "ARCHIVE_UNSAFE", "'IMG 7.jpg'"),
+    "encrypted": (zips.changed(PLAIN, 3, flags=0x1), "ARCHIVE_ENCRYPTED", "'IMG 3.jpg'"),
+    "strongly encrypted": (zips.changed(PLAIN, 3, flags=0x41), "ARCHIVE_ENCRYPTED", "'IMG 3.jpg'"),
+    "encrypted by AES": (zips.changed(PLAIN, 3, flags=0x1, method=99), "ARCHIVE_ENCRYPTED", "'IMG 3.jpg'"),
+    "patch data": (zips.changed(PLAIN, 3, flags=0x20), "ARCHIVE_UNSUPPORTED", "'IMG 3.jpg'"),
+    "deflate64": (zips.changed(PLAIN, 3, method=9), "ARCHIVE_UNSUPPORTED", "'IMG 3.jpg'"),
+    "bzip2": (zips.make(EIGHT, zipfile.ZIP_BZIP2), "ARCHIVE_UNSUPPORTED", "'IMG 0.jpg'"),
+    "lzma": (zips.make(EIGHT, zipfile.ZIP_LZMA), "ARCHIVE_UNSUPPORTED", "'IMG 0.jpg'"),
+    "version of the future": (zips.changed(PLAIN, 3, version_needed=99), "ARCHIVE_DAMAGED", "photos.zip"),
     "no zip": (b"Rar!\x1a\x07 and so on " * 20, "ARCHIVE_DAMAGED", "photos.zip"),
     "nothing": (b"", "ARCHIVE_DAMAGED", "photos.zip"),
     "cut short": (PLAIN[:-50], "ARCHIVE_DAMAGED", "photos.zip"),
     "beginning lost": (PLAIN[300:], "ARCHIVE_DAMAGED", "photos.zip"),
-    "zip in zip": (fn_zips.make({**EIGHT, "more/b.ZIP": PLAIN}), "ARCHIVE_NESTED", "'more/b.ZIP'"),
+    "zip in zip": (zips.make({**EIGHT, "more/b.ZIP": PLAIN}), "ARCHIVE_NESTED", "'more/b.ZIP'"),
     "wrong checksum": (crc_error(), "ARCHIVE_DAMAGED", "'IMG 5.jpg'"),
     "torn photo": (torn_photo(), "ARCHIVE_DAMAGED", "'z.jpg'"),
-    "larger than it says": (fn_zips.changed(PLAIN, 4, file_size=40), "ARCHIVE_DAMAGED", "'IMG 4.jpg'"),
-    "smaller than it says": (fn_zips.changed(PLAIN, 4, file_size=80), "ARCHIVE_DAMAGED", "'IMG 4.jpg'"),
+    "larger than it says": (zips.changed(PLAIN, 4, file_size=40), "ARCHIVE_DAMAGED", "'IMG 4.jpg'"),
+    "smaller than it says": (zips.changed(PLAIN, 4, file_size=80), "ARCHIVE_DAMAGED", "'IMG 4.jpg'"),
     "other name in its header": (
         PLAIN.replace(b"IMG 4.jpg", b"XXX 4.jpg", 1),
         "ARCHIVE_DAMAGED",
         "'IMG 4.jpg'",
     ),
     "name that is no UTF-8": (
-        fn_zips.make({**EIGHT, "ü.jpg": JPEG}).replace("ü".encode(), b"\xff\xfe"),
+        zips.make({**EIGHT, "ü.jpg": JPEG}).replace("ü".encode(), b"\xff\xfe"),
         "ARCHIVE_DAMAGED",
         "photos.zip",
     ),
@@ -105,8 +105,8 @@ def test_hostile_archives_end_the_job_with_their_names(cloud, case):
 
 def test_the_size_that_is_declared_is_where_unpacking_stops(cloud):
     """60 KB that inflate to 60 MB and say that they are 60 bytes."""
-    data = fn_zips.make({**EIGHT, "z.jpg": JPEG + bytes(60_000_000)})
-    upload(cloud, photos_zip=fn_zips.changed(data, 8, file_size=60))
+    data = zips.make({**EIGHT, "z.jpg": JPEG + bytes(60_000_000)})
+    upload(cloud, photos_zip=zips.changed(data, 8, file_size=60))
     tracemalloc.start()
     try:
         failure = refused(cloud)
@@ -120,7 +120,7 @@ def test_the_size_that_is_declared_is_where_unpacking_stops(cloud):
 
 def test_many_members_that_are_each_within_the_ratio(cloud):
     flat = {f"{n}.jpg": JPEG + random.Random(n).randbytes(900) * 40 for n in range(8)}
-    data = fn_zips.make(flat)
+    data = zips.make(flat)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert all(info.file_size < archives.MAX_RATIO * info.compress_size for info in archive.infolist())
     assert sum(map(len, flat.values())) > archives.MAX_RATIO_OF_ARCHIVE * len(data)

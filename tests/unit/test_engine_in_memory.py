@@ -12,7 +12,7 @@ import pytest
 from spaceport.aws.storage import StorageError
 from spaceport.base.clock import VirtualClock
 from spaceport.jobs.runner import Exit
-from spaceport.local_cloud import Engine
+from spaceport.local_cloud import LocalCloud
 
 PARAMETERS = {
     "SenderEmail": "s@example.org",
@@ -66,7 +66,7 @@ def deploy(parameters=PARAMETERS, on_load=lambda modules: None, **options):
         modules["base.aws"].now = lambda: clock.now().timestamp()
         on_load(modules)
 
-    engine = Engine(None, parameters, clock, events.append, runner=stages, on_load=load, **options)
+    engine = LocalCloud(None, parameters, clock, events.append, runner=stages, on_load=load, **options)
     stages.engine = engine
     return engine, stages, events
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from spaceport.aws.lambdas import LambdaProcesses, Result, invoke_async
+from spaceport.aws.lambdas import LambdaProcesses, LambdaResult, invoke_async
 from spaceport.base.clock import DEFAULT_START, VirtualClock
 from spaceport.stack.template import Function, Stack
 
@@ -141,7 +141,7 @@ class Failing:
     def invoke(self, function, event, on_done):
         self.calls.append(self.clock.now() - DEFAULT_START)
         failed = len(self.calls) <= self.failures
-        on_done(Result(error={"errorType": "E"}) if failed else Result("ok"))
+        on_done(LambdaResult(error={"errorType": "E"}) if failed else LambdaResult("ok"))
 
 
 @pytest.mark.parametrize(("failures", "minutes", "dropped"), [(0, [0], 0), (1, [0, 1], 0), (3, [0, 1, 3], 1)])

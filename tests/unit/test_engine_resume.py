@@ -13,7 +13,7 @@ import pytest
 
 from spaceport import local_run
 from spaceport.jobs.runner import ProcessRunner
-from spaceport.local_cloud import Engine
+from spaceport.local_cloud import LocalCloud
 from tests.unit.local_stages import mails, photos, stages, states, write_photos, write_stages
 
 __all__ = ["photos", "stages"]
@@ -23,7 +23,7 @@ RUN = """
 import sys
 from pathlib import Path
 from spaceport import local_run
-from spaceport.local_cloud import Engine
+from spaceport.local_cloud import LocalCloud
 from spaceport.jobs.runner import ProcessRunner
 stages, photos, out, iterations = sys.argv[1:]
 runner = ProcessRunner(Path(stages))
@@ -123,7 +123,7 @@ def test_stop_before_the_execution_starts_then_resume(stages, photos, tmp_path, 
     """The event of job.json is in memory alone, and goes with the process."""
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(Engine, "_deliver", lambda *arguments: local_run.stop())
+        patched.setattr(LocalCloud, "_deliver", lambda *arguments: local_run.stop())
         outcome = local_run.run(photos, out, {}, lambda event: None, runner=ProcessRunner(stages))
     assert outcome.status == "STOPPED"
     resume_to_the_end(out, stages)
@@ -131,12 +131,12 @@ def test_stop_before_the_execution_starts_then_resume(stages, photos, tmp_path, 
 
 @pytest.mark.parametrize(
     ("place", "left"),
-    [("Engine._deliver = die", []), ("FileJournal.append = lambda self, record: (self._open(), die())", [0])],
+    [("LocalCloud._deliver = die", []), ("FileJournal.append = lambda self, record: (self._open(), die())", [0])],
     ids=["before the event is delivered", "before the first record of the journal"],
 )  # fmt: skip
 def test_kill_9_before_the_execution_starts_then_resume(stages, photos, tmp_path, place, left):
     out = tmp_path / "out"
-    imports = "import os\nfrom spaceport.local_cloud import Engine\nfrom spaceport.asl.journal import FileJournal\n"
+    imports = "import os\nfrom spaceport.local_cloud import LocalCloud\nfrom spaceport.asl.journal import FileJournal\n"
     program = f"{imports}die = lambda *a: os.kill(os.getpid(), 9)\n{place}\n{RUN}"
     command = [sys.executable, "-c", program, stages, photos, out, "100"]
     process = subprocess.run(command, cwd=ROOT, timeout=120, check=False)

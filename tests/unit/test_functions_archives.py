@@ -13,9 +13,9 @@ from botocore.response import StreamingBody
 from moto.s3.models import s3_backends
 
 from base import aws, failures
-from tests.unit import fn_zips
-from tests.unit.fn_cloud import BUCKET, JPEG, cloud
-from tests.unit.fn_zips import EIGHT, UPLOADS, WORK, body, manifest, refused, rejected, run, upload
+from tests.unit import zips
+from tests.unit.cloud import BUCKET, JPEG, cloud
+from tests.unit.zips import EIGHT, UPLOADS, WORK, body, manifest, refused, rejected, run, upload
 from uploads import archives, remote_zip
 
 __all__ = ["cloud"]
@@ -28,7 +28,7 @@ def uploaded_long_ago(key: str) -> None:
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_archive_instead_of_photos(cloud, method):
-    upload(cloud, photos_zip=fn_zips.make(EIGHT, method))
+    upload(cloud, photos_zip=zips.make(EIGHT, method))
     before = cloud.keys("uploads/")
     assert {name: run(cloud)[name] for name in ("photos", "rejected")} == {"photos": 8, "rejected": 0}
     assert manifest(cloud) == [{"prefix": f"s3://{BUCKET}/{WORK}"}, *(f"photos.zip/{name}" for name in sorted(EIGHT))]
@@ -38,7 +38,7 @@ def test_archive_instead_of_photos(cloud, method):
 
 def test_archives_beside_photos(cloud):
     """All come together under the job's own prefix; the names tell where each is from."""
-    upload(cloud, one_zip=fn_zips.make(EIGHT), two_zip=fn_zips.make(EIGHT))
+    upload(cloud, one_zip=zips.make(EIGHT), two_zip=zips.make(EIGHT))
     direct = {"IMG 0.jpg": JPEG + b"a", "day 1/a+b%20ü ä.JPG": JPEG + b"b"}
     for name, data in direct.items():
         cloud.put(UPLOADS + name, data)
@@ -53,7 +53,7 @@ def test_archives_beside_photos(cloud):
 def test_equal_names_in_folders_and_twice_in_one_folder_are_all_used(cloud):
     files = [(f"day {day}/IMG.jpg", JPEG + bytes([day])) for day in range(8)]
     files += [("day 0/IMG.jpg", JPEG + b"second"), ("day 0/IMG.jpg", JPEG + b"third")]
-    upload(cloud, photos_zip=fn_zips.make(files))
+    upload(cloud, photos_zip=zips.make(files))
     cloud.put(UPLOADS + "photos.zip/day 1/IMG.jpg", JPEG + b"uploaded")  # a folder that is called like the archive
     assert run(cloud)["photos"] == 11
     names = manifest(cloud)[1:]
@@ -68,7 +68,7 @@ NAMES = ["sp ace.jpg", "a+b.jpg", "100%25.jpg", "äöü/日本.JPG", 'it\'s "quo
 
 
 def test_names_in_any_writing(cloud):
-    upload(cloud, photos_zip=fn_zips.make({name: JPEG + name.encode() for name in [*NAMES, *EIGHT]}))
+    upload(cloud, photos_zip=zips.make({name: JPEG + name.encode() for name in [*NAMES, *EIGHT]}))
     assert run(cloud)["photos"] == len(NAMES) + 8
     for name in NAMES:
         assert body(f"{WORK}photos.zip/{name}") == JPEG + name.encode()
@@ -76,7 +76,7 @@ def test_names_in_any_writing(cloud):
 
 
 def test_names_as_old_and_as_windows_tools_write_them(cloud):
-    data = fn_zips.make({"day 1\\a.jpg": JPEG, "./b.jpg": JPEG, "c//d.jpg": JPEG, "Gr@@n.jpg": JPEG, **EIGHT})
+    data = zips.make({"day 1\\a.jpg": JPEG, "./b.jpg": JPEG, "c//d.jpg": JPEG, "Gr@@n.jpg": JPEG, **EIGHT})
     upload(cloud, photos_zip=data.replace(b"Gr@@n.jpg", b"Gr\x81\xe1n.jpg"))  # cp437 without the flag for UTF-8
     assert run(cloud)["photos"] == 12
     assert {f"photos.zip/{name}" for name in ("day 1/a.jpg", "b.jpg", "c/d.jpg", "Grüßn.jpg")} <= set(
@@ -103,7 +103,7 @@ def test_what_is_no_photo_is_passed_over_and_reported(cloud):
         "x" * 256 + ".jpg": JPEG,
         "/".join(["deep" * 10] * 25) + "/a.jpg": JPEG,
     }
-    upload(cloud, photos_zip=fn_zips.make({**EIGHT, **others}))
+    upload(cloud, photos_zip=zips.make({**EIGHT, **others}))
     answer = run(cloud)
     reasons = {name.removeprefix("photos.zip/"): reason for name, reason in rejected(cloud).items()}
     assert set(reasons) == set(list(others)[6:])
@@ -116,7 +116,7 @@ def test_what_is_no_photo_is_passed_over_and_reported(cloud):
 
 
 def test_number_that_makes_a_name_too_long(cloud):
-    upload(cloud, photos_zip=fn_zips.make([*EIGHT.items(), ("n" * 251 + ".jpg", JPEG), ("n" * 251 + ".jpg", JPEG)]))
+    upload(cloud, photos_zip=zips.make([*EIGHT.items(), ("n" * 251 + ".jpg", JPEG), ("n" * 251 + ".jpg", JPEG)]))
     assert run(cloud)["photos"] == 9
     assert rejected(cloud) == {f"photos.zip/{'n' * 251} (2).jpg": "a part of the name is longer than 255 bytes"}
 
@@ -158,7 +158,7 @@ def test_connection_that_breaks_is_another_try(cloud, monkeypatch):
 def test_zip64(cloud, monkeypatch):
     with monkeypatch.context() as small:
         small.setattr(zipfile, "ZIP64_LIMIT", 10)
-        data = fn_zips.make(EIGHT)
+        data = zips.make(EIGHT)
     assert b"PK\x06\x06" in data
     upload(cloud, photos_zip=data)
     assert run(cloud)["photos"] == 8
@@ -166,14 +166,14 @@ def test_zip64(cloud, monkeypatch):
 
 
 def test_archive_behind_a_program_and_with_a_comment(cloud):
-    target = io.BytesIO(fn_zips.make(EIGHT))
+    target = io.BytesIO(zips.make(EIGHT))
     with zipfile.ZipFile(target, "a") as archive:
         archive.comment = b"from my drone " * 1000
     upload(cloud, photos_zip=b"MZ" + b"\0" * 5000 + target.getvalue())
     assert run(cloud)["photos"] == 8
 
 
-PLAIN = fn_zips.make(EIGHT)
+PLAIN = zips.make(EIGHT)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ PLAIN = fn_zips.make(EIGHT)
     ],
 )
 def test_archives_that_cannot_become_a_scene(cloud, files, code, words):
-    upload(cloud, photos_zip=fn_zips.make(files))
+    upload(cloud, photos_zip=zips.make(files))
     failure = refused(cloud)
     assert failure.code == code
     assert words in failure.reason
@@ -203,7 +203,7 @@ def test_too_many_photos_are_not_even_unpacked(cloud, monkeypatch):
 
 
 def test_file_and_folder_of_one_name_do_not_meet_on_a_disk(cloud):
-    upload(cloud, photos_zip=fn_zips.make({**EIGHT, "IMG 0.jpg/a.jpg": JPEG}))
+    upload(cloud, photos_zip=zips.make({**EIGHT, "IMG 0.jpg/a.jpg": JPEG}))
     assert run(cloud)["photos"] == 8
     assert rejected(cloud) == {"photos.zip/IMG 0.jpg/a.jpg": "its folder has the name of another photo"}
 
@@ -264,7 +264,7 @@ def test_photos_of_an_archive_that_was_replaced_are_unpacked_again(cloud):
     run(cloud)
     for key in cloud.keys(WORK):
         uploaded_long_ago(key)
-    cloud.put(UPLOADS + "photos.zip", fn_zips.make(dict.fromkeys(EIGHT, JPEG + b"\xee")))
+    cloud.put(UPLOADS + "photos.zip", zips.make(dict.fromkeys(EIGHT, JPEG + b"\xee")))
     run(cloud)
     assert body(f"{WORK}photos.zip/IMG 0.jpg") == JPEG + b"\xee"
 
@@ -281,7 +281,7 @@ def test_archive_that_changes_after_listing_is_looked_at_again(cloud, monkeypatc
             if len(reads) == read and change == "deleted":
                 s3.delete_object(Bucket=BUCKET, Key=UPLOADS + "photos.zip")
             elif len(reads) == read:
-                cloud.put(UPLOADS + "photos.zip", fn_zips.make(dict.fromkeys(EIGHT, JPEG + b"\xee")))
+                cloud.put(UPLOADS + "photos.zip", zips.make(dict.fromkeys(EIGHT, JPEG + b"\xee")))
 
     reads: list[int] = []
     with monkeypatch.context() as first:
@@ -316,7 +316,7 @@ def test_only_what_is_needed_is_read(cloud, monkeypatch):
     files = [*list(EIGHT.items())[:4], ("a.bin", noise), ("b.bin", noise), *list(EIGHT.items())[4:]]
     monkeypatch.setattr(archives, "UNPACK_THREADS", 1)
     monkeypatch.setattr(remote_zip, "BUFFER_BYTES", 1 << 20)
-    upload(cloud, photos_zip=fn_zips.make(files, zipfile.ZIP_STORED))
+    upload(cloud, photos_zip=zips.make(files, zipfile.ZIP_STORED))
     watched = Watched(monkeypatch)
     assert run(cloud)["photos"] == 8
     assert watched.bytes < 3_000_000

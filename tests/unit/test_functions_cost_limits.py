@@ -12,7 +12,7 @@ from base.failures import JobFailure
 from base.settings import settings
 from stages import prices
 from table import jobs
-from tests.unit.fn_cloud import BUCKET, JPEG, cloud, row
+from tests.unit.cloud import BUCKET, JPEG, cloud, row
 from uploads.options import JobOptions
 
 __all__ = ["cloud"]

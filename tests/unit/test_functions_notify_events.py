@@ -5,7 +5,7 @@ import json
 import notify
 from base import aws
 from table import jobs
-from tests.unit.fn_cloud import JOB, ULID, add_job, cloud
+from tests.unit.cloud import JOB, ULID, add_job, cloud
 from tests.unit.fn_notify import LINK, ended, fail, finished, succeed, sweep
 
 __all__ = ["cloud"]

@@ -7,7 +7,7 @@ import pytest
 import check_status
 from base import aws
 from table import jobs
-from tests.unit.fn_cloud import (
+from tests.unit.cloud import (
     BUCKET,
     JOB,
     TABLE,

@@ -7,7 +7,7 @@ from base.failures import JobFailure
 from base.settings import settings
 from stages import sagemaker_jobs
 from table import jobs
-from tests.unit.fn_cloud import (
+from tests.unit.cloud import (
     BUCKET,
     JOB,
     add_job,
@@ -204,7 +204,7 @@ def test_option_longer_than_sagemaker_takes(cloud):
 
 @pytest.mark.parametrize("stage", ["Sfm", "Train", "Compress"])
 def test_instance_types_of_the_template_exist(stage):
-    from tests.unit.fn_cloud import load_template
+    from tests.unit.cloud import load_template
 
     for machine in load_template()["Parameters"][f"{stage}InstanceType"]["AllowedValues"]:
         resources = {"InstanceType": machine, "InstanceCount": 1, "VolumeSizeInGB": 10}

@@ -13,7 +13,7 @@ from samtranslator.translator.translator import Translator
 from base import settings as settings_module
 from spaceport.stack.functions import ARN_FORMATS
 from spaceport.stack.template import load_stack
-from tests.unit.fn_cloud import EVENTS, ROOT, environment, load_event, load_template, resolve
+from tests.unit.cloud import EVENTS, ROOT, environment, load_event, load_template, resolve
 
 FUNCTIONS = ROOT / "functions"
 HANDLERS = {

@@ -13,7 +13,7 @@ from base import failures, layout
 from base.failures import JobFailure, failure, parse, transient
 from base.settings import settings
 from stages import prices
-from tests.unit.fn_cloud import cloud
+from tests.unit.cloud import cloud
 from uploads import options, photos
 from uploads.options import JobOptions, parse_options
 

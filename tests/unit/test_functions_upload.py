@@ -10,7 +10,7 @@ import settle
 from base import aws
 from base.failures import JobFailure
 from table import jobs
-from tests.unit.fn_cloud import BUCKET, Cloud, client_error, cloud, load_event, row
+from tests.unit.cloud import BUCKET, Cloud, client_error, cloud, load_event, row
 
 __all__ = ["cloud"]
 

@@ -5,7 +5,7 @@ import pytest
 
 import validate
 from base.failures import JobFailure
-from tests.unit.fn_cloud import BUCKET, JOB, JPEG, Cloud, add_job, cloud, job_row
+from tests.unit.cloud import BUCKET, JOB, JPEG, Cloud, add_job, cloud, job_row
 from uploads import photos
 
 __all__ = ["cloud"]

@@ -11,7 +11,7 @@ import pytest
 
 from deploy.images import build as builder
 from deploy.images.build import base_digest, build, commit, release_base, repository, revision
-from deploy.images.docker import Engine
+from deploy.images.docker import Docker
 
 DIGEST, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 MIRROR = "localhost:5000/library/debian:bookworm-slim"
@@ -93,7 +93,7 @@ def test_what_a_build_is_told(answering: Callable) -> None:
 
 def test_no_attestations() -> None:
     """buildx adds them by default, and the image becomes an index."""
-    assert Engine("docker", None).environment["BUILDX_NO_DEFAULT_ATTESTATIONS"] == "1"
+    assert Docker("docker", None).environment["BUILDX_NO_DEFAULT_ATTESTATIONS"] == "1"
 
 
 def test_revision_tells_of_changes(tmp_path: Path) -> None:

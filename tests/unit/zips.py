@@ -14,7 +14,7 @@ import pytest
 
 import validate
 from base.failures import JobFailure
-from tests.unit.fn_cloud import BUCKET, JOB, JPEG, Cloud, add_job
+from tests.unit.cloud import BUCKET, JOB, JPEG, Cloud, add_job
 
 CENTRAL = b"PK\x01\x02"
 # Offsets in a central directory record and formats (APPNOTE 4.3.12), and where the local header has the same (4.3.7).
