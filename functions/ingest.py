@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.data_classes import S3EventBridgeNotificationEvent, event_source
@@ -11,17 +10,18 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 
 from base import aws, layout
+from base.events import ExecutionInput, IngestAnswer
 from base.settings import settings
 from base.telemetry import logger, metrics, tracer
 from notifications import mails
-from table import jobs
+from table import jobs, scenes
 
 
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler
 @metrics.log_metrics
 @event_source(data_class=S3EventBridgeNotificationEvent)
-def handler(event: S3EventBridgeNotificationEvent, context: LambdaContext) -> dict[str, Any]:
+def handler(event: S3EventBridgeNotificationEvent, context: LambdaContext) -> IngestAnswer:
     """Answers {"action": ignored | rejected | opened | joined | late, "job_id"}."""
     metrics.add_metric("ObjectsReceived", MetricUnit.Count, 1)
     # Not `.key`: that decodes %20 and +, but EventBridge delivers keys as they are.
@@ -33,12 +33,12 @@ def handler(event: S3EventBridgeNotificationEvent, context: LambdaContext) -> di
         return reject(scene)
     at = aws.timestamp(aws.epoch_s(event.time))
     if path == layout.OPTIONS_FILE:
-        jobs.note_options(scene, at)
-    arrival = jobs.note_object(scene, at, layout.job_id(scene, aws.new_ulid()))
+        scenes.note_options(scene, at)
+    arrival = scenes.note_object(scene, at, layout.job_id(scene, aws.new_ulid()))
     job = jobs.get_job(arrival.job_id)
     if job and job["status"] in jobs.ENDED:  # it died without freeing the scene
-        jobs.release_scene(scene, arrival.job_id, job["ended_at"])
-        arrival, job = jobs.note_object(scene, at, layout.job_id(scene, aws.new_ulid())), None
+        scenes.release_scene(scene, arrival.job_id, job["ended_at"])
+        arrival, job = scenes.note_object(scene, at, layout.job_id(scene, aws.new_ulid())), None
     # Also for objects that only join: whoever opened the upload may have died before the execution was started.
     if arrival.job_id and not (job and "execution_arn" in job):
         start(arrival.job_id, scene, event.detail.bucket.name)
@@ -48,12 +48,13 @@ def handler(event: S3EventBridgeNotificationEvent, context: LambdaContext) -> di
 def start(job_id: str, scene: str, bucket: str) -> None:
     """Start the execution called like the job; one that exists already is that one."""
     jobs.create_job(job_id, scene, bucket)
+    execution_input: ExecutionInput = {"job_id": job_id, "scene": scene, "bucket": bucket}
     machine = settings().state_machine_arn
     try:
         execution_arn = aws.stepfunctions().start_execution(
             stateMachineArn=machine,
             name=job_id,
-            input=json.dumps({"job_id": job_id, "scene": scene, "bucket": bucket}),
+            input=json.dumps(execution_input),
         )["executionArn"]
     except ClientError as error:
         if error.response["Error"]["Code"] != "ExecutionAlreadyExists":
@@ -64,9 +65,9 @@ def start(job_id: str, scene: str, bucket: str) -> None:
     logger.info("job started", extra={"job_id": job_id})
 
 
-def reject(folder: str) -> dict[str, Any]:
+def reject(folder: str) -> IngestAnswer:
     """The folder's name cannot be a scene: say so to the topic, once a day."""
     logger.warning("not a scene name", extra={"folder": folder})
-    if jobs.claim_rejection(folder):
+    if scenes.claim_rejection(folder):
         mails.publish(mails.wrong_folder(folder, layout.suggest_scene(folder)))
     return {"action": "rejected", "job_id": ""}

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 
 from base import aws, layout
+from base.events import ExecutionState, SettleAnswer
 from base.failures import JobFailure, failure
 from base.service_errors import retried
 from base.settings import settings
 from base.telemetry import logger, tracer
-from table import jobs
+from table import scenes
 from uploads.options import parse_options
 
 UPLOAD_LIMIT_S = 24 * 3600
-# A wait is at least this share of the time since the first object: so a day of uploading takes hundreds of rounds,
-# not so many
-# that the execution's history (25,000 events) overflows.
+# A wait is at least this share of the time since the first object: so a day of uploading takes hundreds of rounds, not
+# so many that the execution's history (25,000 events) overflows.
 WAIT_SHARE = 0.01
 
 
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler
 @retried
-def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+def handler(event: ExecutionState, context: LambdaContext) -> SettleAnswer:
     """Event: the execution's state. Answers {"complete": bool, "wait_s": whole seconds}."""
     job_id, scene = event["job_id"], event["scene"]
-    row = jobs.get_scene(scene)
+    row = scenes.get_scene(scene)
     if row is None or row.get("job_id") != job_id or "settling" not in row:
         return {"complete": True, "wait_s": 0}  # an earlier call has closed this upload and its answer was lost
     last_object_at, first_object_at = row["last_object_at"], row["first_object_at"]
@@ -38,7 +37,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     lasted_s = now_s - aws.epoch_s(first_object_at)
     ready = row.get("options_at", "") >= first_object_at and says_ready(event["bucket"], scene)
     needed_s = 1 if ready else settings().quiet_period_s
-    if silent_s >= needed_s and jobs.seal_upload(scene, job_id, last_object_at):
+    if silent_s >= needed_s and scenes.seal_upload(scene, job_id, last_object_at):
         logger.info("upload complete", extra={"job_id": job_id, "ready": ready})
         return {"complete": True, "wait_s": 0}
     if lasted_s > UPLOAD_LIMIT_S:
@@ -50,7 +49,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
 
 
 def says_ready(bucket: str, scene: str) -> bool:
-    """Whether job.json has "ready": true.
+    """True when job.json has "ready": true.
 
     A wrong one has not; Validate explains what is wrong once everything is there.
     """

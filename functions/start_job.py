@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from base import aws, layout
+from base.events import StartJobAnswer, StartJobEvent
 from base.failures import JobFailure, failure
 from base.service_errors import retried
 from base.settings import settings
@@ -15,7 +14,8 @@ from base.stages import StageName
 from base.telemetry import logger, metrics, tracer
 from stages import sagemaker_jobs
 from stages.tokens import is_awaited
-from table import jobs
+from table import jobs, tasks
+from table.rows import JobRow
 
 ATTEMPT_LIMIT = 100  # two digits fit into the job's name
 
@@ -24,7 +24,7 @@ ATTEMPT_LIMIT = 100  # two digits fit into the job's name
 @tracer.capture_lambda_handler
 @metrics.log_metrics
 @retried
-def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+def handler(event: StartJobEvent, context: LambdaContext) -> StartJobAnswer:
     """Event: {"state", "stage", "attempt", "task_token", "execution_arn"}. Answers {"job_name", "created"}."""
     job_id, stage, token = event["state"]["job_id"], event["stage"], event["task_token"]
     job = jobs.get_job(job_id)
@@ -36,7 +36,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         name = layout.job_name(settings().job_prefix, job_id, stage, number)
         # The token is stored before the job exists. The same token means the same start, so a repeated call changes
         # nothing; another one is that of a redriven execution, which counts its retries from 0 again.
-        if not jobs.put_task(name, job_id, stage, number, token):
+        if not tasks.put_task(name, job_id, stage, number, token):
             continue
         created = start(job, stage, name, event["execution_arn"])
         if created is None:
@@ -49,8 +49,11 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     )
 
 
-def start(job: dict[str, Any], stage: StageName, name: str, execution_arn: str) -> bool | None:
-    """Create the SageMaker job; False when an earlier call with this token has, None when the name is a stranger's."""
+def start(job: JobRow, stage: StageName, name: str, execution_arn: str) -> bool | None:
+    """Create the SageMaker job.
+
+    False when an earlier call with this token has done so, None when the name is another job's.
+    """
     try:
         arguments = sagemaker_jobs.request(stage, job, name, settings())
         before = jobs.begin_stage(job["job_id"], stage, name, execution_arn, job.get("ended_at", ""))
@@ -59,11 +62,11 @@ def start(job: dict[str, Any], stage: StageName, name: str, execution_arn: str) 
         stop_leftover(before, name)
         created = sagemaker_jobs.create(stage, arguments)
     except JobFailure:
-        jobs.close_task(name, "REJECTED")
+        tasks.close_task(name, "REJECTED")
         raise
-    task = jobs.get_task(name)
+    task = tasks.get_task(name)
     if not created and task and sagemaker_jobs.is_older(stage, name, aws.epoch_s(task["created_at"])):
-        jobs.close_task(name, "REJECTED")
+        tasks.close_task(name, "REJECTED")
         logger.warning("the name belongs to another job, the next one is taken", extra={"job_name": name})
         return None
     return created
@@ -79,7 +82,7 @@ def stop_leftover(before: str, name: str) -> None:
 
     Its task stays open: the call that belongs to it may still be about to create the job, which the sweep then finds.
     """
-    task = jobs.get_task(before) if before and before != name else None
+    task = tasks.get_task(before) if before and before != name else None
     if task and "open" in task:
         stopped = sagemaker_jobs.stop(task["stage"], before)
         logger.warning("stopped an earlier attempt", extra={"job_name": before, "stopped": stopped})

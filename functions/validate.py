@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 
 from base import aws, layout
+from base.events import ExecutionState, ValidateAnswer
 from base.failures import JobFailure, failure
+from base.objects import list_keys
 from base.service_errors import retried
 from base.settings import settings
 from base.stages import stages_before
 from base.telemetry import logger, metrics, tracer
-from notifications.results import list_keys
 from stages import prices
-from table import jobs
+from table import days, jobs
+from table.rows import Checked, StageResult
 from uploads import archives, photos
 from uploads.options import JobOptions, find_email, parse_options
 
@@ -26,7 +27,7 @@ from uploads.options import JobOptions, find_email, parse_options
 @tracer.capture_lambda_handler
 @metrics.log_metrics
 @retried
-def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+def handler(event: ExecutionState, context: LambdaContext) -> ValidateAnswer:
     """Event: the execution's state.
 
     Answers {"start_at", "photos", "rejected", "estimated_usd", "training_shortened"}; raises what is wrong.
@@ -36,16 +37,27 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     jobs.set_checked(job_id, {"options": options.model_dump(exclude_none=True)})
     if options.start_at == "sfm":
         accepted, rejected = check_photos(job_id, bucket, scene)
-        checked: dict[str, Any] = {"photos": accepted, "rejected": rejected}
+        checked: Checked = {"photos": accepted, "rejected": rejected}
     else:
         checked = reuse(options, bucket, scene)
     estimate = prices.within_limit(settings(), options, checked["photos"])
     check_day(job_id, estimate.usd)
-    cost = {"estimated_usd": estimate.usd, "training_shortened": estimate.shortened}
-    jobs.set_checked(job_id, {**checked, **cost, "estimated_s": estimate.seconds})
+    cost: Checked = {
+        "estimated_usd": estimate.usd,
+        "training_shortened": estimate.shortened,
+        "estimated_s": estimate.seconds,
+    }
+    jobs.set_checked(job_id, {**checked, **cost})
     metrics.add_metric("PhotosAccepted", MetricUnit.Count, checked["photos"])
-    logger.info("job checked", extra={"job_id": job_id, "photos": checked["photos"], **cost})
-    return {"start_at": options.start_at, **cost, **{name: checked[name] for name in ("photos", "rejected")}}
+    answer: ValidateAnswer = {
+        "start_at": options.start_at,
+        "photos": checked["photos"],
+        "rejected": checked["rejected"],
+        "estimated_usd": estimate.usd,
+        "training_shortened": estimate.shortened,
+    }
+    logger.info("job checked", extra={"job_id": job_id, **answer})
+    return answer
 
 
 def read_options(job_id: str, bucket: str, scene: str) -> JobOptions:
@@ -104,7 +116,8 @@ def check_photos(job_id: str, bucket: str, scene: str) -> tuple[int, int]:
         counts = f"{len(found.accepted)} of the uploaded files are readable photos; {settings().min_photos} are needed"
         raise failure("TOO_FEW_PHOTOS", f"Only {counts}{example(found)}")
     check_count(len(found.accepted))
-    put_json(bucket, layout.manifest_key(job_id), [{"prefix": layout.uri(bucket, prefix)}, *found.accepted])
+    manifest: photos.Manifest = [{"prefix": layout.uri(bucket, prefix)}, *found.accepted]
+    put_json(bucket, layout.manifest_key(job_id), manifest)
     return len(found.accepted), len(found.rejected)
 
 
@@ -119,33 +132,32 @@ def example(found: photos.Inspection) -> str:
     return f" (for example {found.rejected[0]['name'][:80]!r}: {found.rejected[0]['reason']})" if found.rejected else ""
 
 
-def reuse(options: JobOptions, bucket: str, scene: str) -> dict[str, Any]:
+def reuse(options: JobOptions, bucket: str, scene: str) -> Checked:
     """Results of the stages before ``start_at``, from an earlier job of the same scene; they cost nothing again."""
-    other = jobs.get_job(options.reuse_job or "")
+    job_id = options.reuse_job or ""
+    other = jobs.get_job(job_id)
     if other is None or other["scene"] != scene:
-        raise failure("REUSE_JOB", f"The scene {scene} has no job {options.reuse_job}")
-    taken = {}
+        raise failure("REUSE_JOB", f"The scene {scene} has no job {job_id}")
+    taken: dict[str, StageResult] = {}
     for stage in stages_before(options.start_at):
         result = other["results"].get(stage)
         if result is None or not list_keys(bucket, layout.split_uri(result["output_uri"])[1]):
-            raise failure(
-                "REUSE_JOB", f"The result of the {stage} stage of job {options.reuse_job} does not exist any more"
-            )
-        taken[stage] = {**result, "cost_usd": 0, "reused_from": options.reuse_job}
+            raise failure("REUSE_JOB", f"The result of the {stage} stage of job {job_id} does not exist any more")
+        taken[stage] = {**result, "cost_usd": 0, "reused_from": job_id}
     return {"photos": other.get("photos", 0), "rejected": other.get("rejected", 0), "results": taken}
 
 
 def check_day(job_id: str, estimated_usd: float) -> None:
     """Refuse what would cost more than the rest of the day (UTC) allows."""
     limit = settings().max_usd_per_day
-    if not jobs.reserve_cost(job_id, estimated_usd, limit):
+    if not days.reserve_cost(job_id, estimated_usd, limit):
         raise failure(
             "DAILY_COST_LIMIT",
             f"The job would cost about {estimated_usd:.2f} USD, and the jobs of today may cost {limit:.2f} USD in all",
         )
 
 
-def put_json(bucket: str, key: str, value: Any) -> None:
+def put_json(bucket: str, key: str, value: photos.Manifest | list[photos.RejectedFile]) -> None:
     aws.s3().put_object(
         Bucket=bucket, Key=key, Body=json.dumps(value, ensure_ascii=False).encode(), ContentType="application/json"
     )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 TRANSIENT = "Spaceport.Transient"  # the only error name that the state machine retries by itself
 REASON_LIMIT = 1024
@@ -59,6 +62,14 @@ _CODE_INSIDE = re.compile(r"(?:^|[\s:,])([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+):\s+(.+)"
 _EXIT_CODE = re.compile(r",?\s*exit code:?\s*\d+\s*$", re.IGNORECASE)
 
 
+class FailureRecord(TypedDict):
+    """A `Failure` as it is stored and sent."""
+
+    code: Annotated[str, Field(description="stable, upper case, such as TOO_FEW_PHOTOS")]
+    reason: Annotated[str, Field(description="one plain text for the user")]
+    advice: Annotated[str, Field(description="what to do, or empty where the reason says it")]
+
+
 @dataclass(frozen=True)
 class Failure:
     """code: stable, upper case. reason: one plain text. advice: what to do, or empty where the reason says it."""
@@ -67,8 +78,8 @@ class Failure:
     reason: str
     advice: str = ""
 
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
+    def as_dict(self) -> FailureRecord:
+        return {"code": self.code, "reason": self.reason, "advice": self.advice}
 
 
 class JobFailure(Exception):
@@ -82,8 +93,7 @@ class JobFailure(Exception):
 
 @cache
 def _class_named(name: str) -> type[JobFailure]:
-    # Lambda reports the name of the class as the error that Retry and Catch match: so the class is called like the
-    # code.
+    # Each code gets an exception class of the same name: Lambda reports it as the error that Retry and Catch match.
     return type(name, (JobFailure,), {})
 
 
@@ -101,8 +111,7 @@ def parse(state_error: Any) -> Failure:
     """Code, reason and advice of what a Catch has written (``{"Error", "Cause"}``), or of anything else. Never raises.
 
     The cause may be our own JSON (check_status), a Lambda's ``errorMessage`` envelope, a stage's ``CODE: sentence``,
-    plain text
-    of a service, or nothing.
+    plain text of a service, or nothing.
     """
     error, cause = ("", state_error)
     if isinstance(state_error, dict):

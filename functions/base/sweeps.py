@@ -9,7 +9,7 @@ from base.telemetry import logger
 TEXT_LIMIT = 2000
 
 
-def each(names: Sequence[str], results: Sequence[Callable[[], str]], what: str) -> dict[str, str]:
+def look_after_all(names: Sequence[str], results: Sequence[Callable[[], str]], what: str) -> dict[str, str]:
     """{name: what was done}. One entry that cannot be handled, for whatever reason, must not keep the others from it.
 
     Raises RuntimeError when all have had their turn, so that the call counts as failed; its cause holds the errors.

@@ -19,6 +19,8 @@ from base import aws
 from base.failures import Failure
 from base.settings import settings
 from base.telemetry import logger
+from notifications.report import ReportSummary
+from table.rows import JobRow
 
 TEMPLATES = Path(__file__).parent / "templates"
 SNS_SUBJECT_LIMIT = 100  # characters; Publish refuses longer ones, control characters and what is not ASCII
@@ -42,7 +44,7 @@ def _templates() -> Environment:
     )
 
 
-def succeeded(job: dict[str, Any], link: str, report: dict[str, Any], cost_usd: float) -> Message:
+def succeeded(job: JobRow, link: str, report: ReportSummary, cost_usd: float) -> Message:
     """The link, whether it ends (it was signed), and the figures of report.json that exist."""
     return _render(
         "succeeded",
@@ -54,7 +56,7 @@ def succeeded(job: dict[str, Any], link: str, report: dict[str, Any], cost_usd: 
     )
 
 
-def failed(job: dict[str, Any], failure: Failure) -> Message:
+def failed(job: JobRow, failure: Failure) -> Message:
     """One plain reason and what to do."""
     return _render(
         "failed", f"Your 3D scene {title_of(job)} could not be made", title=title_of(job), failure=failure, job=job
@@ -65,36 +67,27 @@ def wrong_folder(folder: str, suggestion: str) -> Message:
     return _render("wrong_folder", "Photos in a folder that cannot be a scene", folder=folder, suggestion=suggestion)
 
 
-def title_of(job: dict[str, Any]) -> str:
-    return str((job.get("options") or {}).get("title") or job.get("scene") or job["job_id"])
+def title_of(job: JobRow) -> str:
+    return str(job.get("options", {}).get("title") or job.get("scene") or job["job_id"])
 
 
-def figures(report: dict[str, Any], cost_usd: float) -> list[tuple[str, str]]:
+def figures(report: ReportSummary, cost_usd: float) -> list[tuple[str, str]]:
     """(name, value) of what a user wants to know; a figure that the report lacks is left out."""
-    photos, training, compression = (_section(report, name) for name in ("photos", "training", "compression"))
+    photos, training, compression = report.photos, report.training, report.compression
     lines: list[tuple[str, str]] = []
-    if _numbers(photos, "registered", "total"):
-        lines.append(("Photos used", f"{photos['registered']} of {photos['total']}"))
-    if _numbers(training, "psnr"):
-        lines.append(("Fidelity on photos held back", f"{training['psnr']:.1f} dB"))
-    if _numbers(training, "gaussians"):
-        lines.append(("Gaussians", f"{training['gaussians']:,}"))
-    if _numbers(compression, "sog_bytes", "ply_bytes"):
-        sizes = f"{compression['sog_bytes'] / 1e6:.1f} MB, {compression['ply_bytes'] / 1e6:.1f} MB before compression"
+    if photos.registered is not None and photos.total is not None:
+        lines.append(("Photos used", f"{photos.registered} of {photos.total}"))
+    if training.psnr is not None:
+        lines.append(("Fidelity on photos held back", f"{training.psnr:.1f} dB"))
+    if training.gaussians is not None:
+        lines.append(("Gaussians", f"{training.gaussians:,}"))
+    if compression.sog_bytes is not None and compression.ply_bytes is not None:
+        sizes = f"{compression.sog_bytes / 1e6:.1f} MB, {compression.ply_bytes / 1e6:.1f} MB before compression"
         lines.append(("Size", sizes))
-    if training.get("stop_reason") == "cost_limit":
+    if training.stop_reason == "cost_limit":
         lines.append(("Training", "shortened, because the cost limit paid for no more"))
     lines.append(("Cost", f"{cost_usd:.2f} USD"))
     return lines
-
-
-def _section(report: dict[str, Any], name: str) -> dict[str, Any]:
-    value = report.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _numbers(section: dict[str, Any], *names: str) -> bool:
-    return all(isinstance(section.get(name), int | float) for name in names)
 
 
 def _render(template: str, subject: str, **values: Any) -> Message:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import mimetypes
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
 from base import aws, layout
 from base.failures import failure
+from base.objects import list_keys
 from base.settings import settings
 from base.stages import STAGES, WHOLE_OUTPUT
+from notifications.report import ReportSummary, summary_of
+from table.rows import JobRow
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
 
 DELETE_LIMIT = 1000  # DeleteObjects
 PAGE = "index.html"
@@ -32,13 +37,7 @@ CONTENT_TYPES = {
 }
 
 
-def list_keys(bucket: str, prefix: str) -> list[dict[str, Any]]:
-    """Objects under a prefix as [{Key, Size, LastModified, ...}], sorted by key; folder markers left out."""
-    pages = aws.s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    return [dict(item) for page in pages for item in page.get("Contents", []) if not item["Key"].endswith("/")]
-
-
-def publish(job: dict[str, Any]) -> str:
+def publish(job: JobRow) -> str:
     """Copy what the stages publish (base/stages.py) to results/<scene>/<job_id>/; returns the key of the page there.
 
     Copying again gives the same objects, so a repeated call is harmless. Raises the failure OUTPUT_MISSING without a
@@ -76,7 +75,7 @@ def publish(job: dict[str, Any]) -> str:
     return target + PAGE
 
 
-def address(job: dict[str, Any]) -> str:
+def address(job: JobRow) -> str:
     """Where the published result is, for the job's row: at a web server, else in the bucket, where only links lead."""
     base = settings().result_base_url
     if base:
@@ -84,22 +83,22 @@ def address(job: dict[str, Any]) -> str:
     return layout.uri(job["bucket"], layout.results_prefix(job["scene"], job["job_id"]) + SINGLE_PAGE)
 
 
-def link(job: dict[str, Any]) -> str:
+def link(job: JobRow) -> str:
     """What opens the result of a job that has succeeded; where no web server does, a link that is signed now."""
     if not job["result_url"].startswith("s3://"):
-        return str(job["result_url"])
+        return job["result_url"]
     bucket, key = layout.split_uri(job["result_url"])
     return aws.signing_s3().generate_presigned_url(
         "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=LINK_LIFE_S
     )
 
 
-def unpublish(job: dict[str, Any]) -> None:
+def unpublish(job: JobRow) -> None:
     """Remove what a job that has not succeeded may have published; nobody must find half a result."""
     bucket = job["bucket"]
     keys = [item["Key"] for item in list_keys(bucket, layout.results_prefix(job["scene"], job["job_id"]))]
     for at in range(0, len(keys), DELETE_LIMIT):
-        entries: list[Any] = [{"Key": key} for key in keys[at : at + DELETE_LIMIT]]
+        entries: list[ObjectIdentifierTypeDef] = [{"Key": key} for key in keys[at : at + DELETE_LIMIT]]
         aws.s3().delete_objects(Bucket=bucket, Delete={"Objects": entries, "Quiet": True})
 
 
@@ -127,19 +126,12 @@ def content_type(name: str) -> str:
     return CONTENT_TYPES.get(layout.suffix(name)) or mimetypes.guess_type(name)[0] or "application/octet-stream"
 
 
-def read_report(job: dict[str, Any]) -> dict[str, Any]:
-    """report.json of the compress stage.
-
-    Empty when there is none, for a message without figures is better than no message.
-    """
+def read_report(job: JobRow) -> ReportSummary:
+    """Figures of the compress stage's report.json; none without it: a message without figures beats no message."""
     _, folder = layout.split_uri(job["results"]["compress"]["output_uri"])
     try:
-        body = aws.s3().get_object(Bucket=job["bucket"], Key=folder + REPORT)["Body"].read()
-        report = json.loads(body)
+        return summary_of(aws.s3().get_object(Bucket=job["bucket"], Key=folder + REPORT)["Body"].read())
     except ClientError as error:
         if error.response["Error"]["Code"] in ("404", "NoSuchKey", "NotFound"):
-            return {}
+            return ReportSummary()
         raise
-    except (ValueError, RecursionError):
-        return {}
-    return report if isinstance(report, dict) else {}

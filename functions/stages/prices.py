@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from base.failures import JobFailure, failure
 from base.settings import Settings
 from base.stages import STAGES, Stage, find_stage, stages_before
+from table.rows import JobRow
 from uploads.options import JobOptions
 
 # USD per hour, on demand, us-east-1. Not read from AWS's own page and not from a bill: the parameter PricesUsdPerHour
@@ -121,17 +121,17 @@ def within_limit(settings: Settings, options: JobOptions, photos: int) -> Estima
     return estimate(settings, options, photos, math.floor(least_s + more_s - 1))  # one less: sums are rounded
 
 
-def spent_usd(job: dict[str, Any]) -> float:
+def spent_usd(job: JobRow) -> float:
     """What a job (its row) has cost, interrupted attempts included."""
     attempts = [*job.get("results", {}).values(), *job.get("interrupted", {}).values()]
     return sum(float(attempt["cost_usd"]) for attempt in attempts)
 
 
-def training_usd(settings: Settings, options: JobOptions, job: dict[str, Any]) -> float | None:
+def training_usd(settings: Settings, options: JobOptions, job: JobRow) -> float | None:
     """What the limit leaves for the training of this job (its row), machine start not included; None if that is free.
 
-    It holds for all attempts together, because each goes on from the checkpoint of the one before. Counted at the full
-    price on spare capacity too, as nobody knows the saving before. Raises COST_LIMIT or COST_LIMIT_OF_SERVICE when
+    It holds for all attempts together, because each goes on from the checkpoint of the one before. Spot jobs are
+    counted at the on-demand price: the saving is not known in advance. Raises COST_LIMIT or COST_LIMIT_OF_SERVICE when
     nothing useful is left.
     """
     price = price_usd_per_hour(settings, settings.stage("train").instance_type)

@@ -13,7 +13,7 @@ from base.stages import UPLOAD, StageName, find_stage
 from stages import prices
 from uploads.options import JobOptions
 
-Row = dict[str, Any]
+Row = Any
 # Limits of the API (CreateTrainingJob, CreateProcessingJob).
 PROCESSING_VALUE_LIMIT = 256
 HYPERPARAMETER_LIMIT = 2500

@@ -1,9 +1,8 @@
-"""Task tokens: whether anybody in Step Functions still waits for one."""
+"""Task tokens: answer the one that Step Functions waits for, or ask whether it still does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from botocore.exceptions import ClientError
 
@@ -12,8 +11,8 @@ from base import aws
 NOBODY_WAITS = ("TaskTimedOut", "InvalidToken", "TaskDoesNotExist")
 
 
-def tell(call: Callable[[], Any]) -> bool:
-    """Call Step Functions.
+def deliver(call: Callable[[], object]) -> bool:
+    """Make one call of Step Functions about a token.
 
     False when the task has ended already (a duplicate event, a timeout, an aborted execution).
     """
@@ -27,5 +26,5 @@ def tell(call: Callable[[], Any]) -> bool:
 
 
 def is_awaited(token: str) -> bool:
-    """Whether the execution still waits for this token; counts as a sign of life of the task."""
-    return tell(lambda: aws.stepfunctions().send_task_heartbeat(taskToken=token))
+    """Send a heartbeat; True when the execution still waits for this token."""
+    return deliver(lambda: aws.stepfunctions().send_task_heartbeat(taskToken=token))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+
+from typing_extensions import TypedDict
 
 from base.failures import TRANSIENT, stage_reason
 
@@ -27,6 +28,38 @@ SERVICE_REASONS = (
 )
 
 
+class ClusterDescription(TypedDict, total=False):
+    InstanceType: str
+
+
+class ResourcesDescription(TypedDict, total=False):
+    ClusterConfig: ClusterDescription
+
+
+class LimitDescription(TypedDict, total=False):
+    MaxRuntimeInSeconds: int
+
+
+class JobDescription(TypedDict, total=False):
+    """What is read of the answers of DescribeTrainingJob and DescribeProcessingJob."""
+
+    CreationTime: datetime
+    StoppingCondition: LimitDescription
+    FailureReason: str
+    TrainingJobStatus: str
+    SecondaryStatus: str
+    ResourceConfig: ClusterDescription
+    TrainingStartTime: datetime
+    TrainingEndTime: datetime
+    TrainingTimeInSeconds: int
+    BillableTimeInSeconds: int
+    ProcessingJobStatus: str
+    ProcessingResources: ResourcesDescription
+    ProcessingStartTime: datetime
+    ProcessingEndTime: datetime
+    ExitMessage: str
+
+
 @dataclass(frozen=True)
 class Verdict:
     """``status``: running, succeeded or failed.
@@ -43,7 +76,7 @@ class Verdict:
     reason: str = ""
 
 
-def judge(description: dict[str, Any]) -> Verdict:
+def judge(description: JobDescription) -> Verdict:
     """Verdict on the answer of DescribeTrainingJob or DescribeProcessingJob."""
     status = description.get("TrainingJobStatus") or description.get("ProcessingJobStatus")
     if status in ("InProgress", "Stopping"):
@@ -59,7 +92,7 @@ def judge(description: dict[str, Any]) -> Verdict:
     return Verdict("failed", *measured, *_why_failed(description))
 
 
-def _seconds(description: dict[str, Any]) -> float:
+def _seconds(description: JobDescription) -> float:
     if "TrainingTimeInSeconds" in description:
         return float(description["TrainingTimeInSeconds"])
     start = description.get("TrainingStartTime") or description.get("ProcessingStartTime")
@@ -69,7 +102,7 @@ def _seconds(description: dict[str, Any]) -> float:
     return 0.0
 
 
-def _why_stopped(description: dict[str, Any], seconds: float) -> tuple[str, str, str]:
+def _why_stopped(description: JobDescription, seconds: float) -> tuple[str, str, str]:
     """(error, code, reason). A job that ran into its limit ends as Stopped, not as Failed."""
     secondary = description.get("SecondaryStatus", "")
     limit_s = description.get("StoppingCondition", {}).get("MaxRuntimeInSeconds")
@@ -81,7 +114,7 @@ def _why_stopped(description: dict[str, Any], seconds: float) -> tuple[str, str,
     return _same("STAGE_STOPPED", "The SageMaker job was stopped by hand.")
 
 
-def _why_failed(description: dict[str, Any]) -> tuple[str, str, str]:
+def _why_failed(description: JobDescription) -> tuple[str, str, str]:
     """(error, code, reason).
 
     A stage's own reason is the ExitMessage of processing, and part of the FailureReason of training.

@@ -17,13 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING
 
 from base import aws, layout
 from base.failures import JobFailure, failure
-from notifications.results import list_keys
+from base.objects import list_keys
 from uploads import photos
 from uploads.remote_zip import DAMAGE, describe, opened, path_in_scene, shown
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.type_defs import ObjectTypeDef
 
 # The first two are for what Validate can do in its time and memory; docs/contracts.md, "Uploads".
 MAX_UNPACKED_BYTES = 25_000_000_000
@@ -45,20 +48,20 @@ BLOCK_BYTES = 1 << 20
 class Member:
     """A photo in an archive. item: the archive, as list_objects_v2 gives it. name: what the stages call the photo."""
 
-    item: dict[str, Any]
+    item: ObjectTypeDef
     info: zipfile.ZipInfo
     name: str
 
 
 @dataclass
 class Contents:
-    """members: what is to be unpacked, in the order of the archives. rejected: [{name, reason}] of all other files."""
+    """members: what is to be unpacked, in the order of the archives. rejected: all other files."""
 
     members: list[Member] = field(default_factory=list)
-    rejected: list[dict[str, str]] = field(default_factory=list)
+    rejected: list[photos.RejectedFile] = field(default_factory=list)
 
 
-def inspect(bucket: str, items: Sequence[dict[str, Any]], taken: Sequence[str]) -> Contents:
+def inspect(bucket: str, items: Sequence[ObjectTypeDef], taken: Sequence[str]) -> Contents:
     """Look through archives, as list_objects_v2 gives them; nothing is unpacked.
 
     ``taken`` are the names of other photos. Raises the ARCHIVE_... failures of docs/contracts.md.
@@ -149,7 +152,7 @@ def check_photo(folder: str, path: str, info: zipfile.ZipInfo) -> None:
         raise unsafe(folder, path, f"unpacks to more than {MAX_RATIO} times its size, as no photo does")
 
 
-def check_ratio(folder: str, item: dict[str, Any], members: Sequence[Member]) -> None:
+def check_ratio(folder: str, item: ObjectTypeDef, members: Sequence[Member]) -> None:
     if sum(member.info.file_size for member in members) > MAX_RATIO_OF_ARCHIVE * item["Size"]:
         times = f"{MAX_RATIO_OF_ARCHIVE} times its size"
         raise failure("ARCHIVE_UNSAFE", f"{shown(folder)} unpacks to more than {times}, as photos never do")
@@ -194,11 +197,11 @@ def unpack(bucket: str, job_id: str, members: Sequence[Member]) -> photos.Inspec
     return found
 
 
-def is_unpacked(member: Member, item: dict[str, Any] | None) -> bool:
+def is_unpacked(member: Member, item: ObjectTypeDef | None) -> bool:
     """Whether an object is what an earlier try made of the member; older ones are of an archive replaced since."""
     if item is None or item["Size"] != member.info.file_size:
         return False
-    return bool(item["LastModified"] > member.item["LastModified"])
+    return item["LastModified"] > member.item["LastModified"]
 
 
 def unpack_run(
@@ -207,7 +210,7 @@ def unpack_run(
     """(unpacked, no images) by name. Ends early when another run has failed."""
     accepted, refused = [], []
     try:
-        for _, group in groupby(members, key=lambda member: str(member.item["Key"])):
+        for _, group in groupby(members, key=lambda member: member.item["Key"]):
             own = list(group)
             with opened(bucket, own[0].item) as archive:
                 for member in own:

@@ -6,11 +6,15 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
+from typing_extensions import TypedDict
 
 from base import aws, layout
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.type_defs import CopySourceTypeDef, ObjectTypeDef
 
 HEAD_BYTES = 16
 NAME_LIMIT_BYTES = 255  # of one path component on the stages' file systems
@@ -19,20 +23,36 @@ DELETED = "the file was deleted while the upload was checked"
 NO_IMAGE = "the content is not a JPEG, PNG, TIFF or WebP image"
 
 
+class ManifestPrefix(TypedDict):
+    """First row of manifest.json. The others are the photos' names, each relative to it (S3 ManifestFile)."""
+
+    prefix: str
+
+
+class RejectedFile(TypedDict):
+    """A row of rejected.json: an uploaded file that is not used."""
+
+    name: str
+    reason: str
+
+
+Manifest = list[ManifestPrefix | str]
+
+
 @dataclass
 class Inspection:
-    """accepted: paths inside the scene, sorted. rejected: [{name, reason}] of every object that is not used."""
+    """accepted: paths inside the scene, sorted. rejected: every object that is not used."""
 
     accepted: list[str] = field(default_factory=list)
-    rejected: list[dict[str, str]] = field(default_factory=list)
-    archives: list[dict[str, Any]] = field(default_factory=list)  # objects that archives.py has to look into
+    rejected: list[RejectedFile] = field(default_factory=list)
+    archives: list[ObjectTypeDef] = field(default_factory=list)  # objects that archives.py has to look into
     videos: int = 0  # among the rejected
 
     def reject(self, name: str, reason: str) -> None:
         self.rejected.append({"name": name, "reason": reason})
 
 
-def inspect(bucket: str, scene: str, objects: Sequence[dict[str, Any]]) -> Inspection:
+def inspect(bucket: str, scene: str, objects: Sequence[ObjectTypeDef]) -> Inspection:
     """Look at every object of a scene (as list_objects_v2 gives them).
 
     Photos are read by ranged GETs, 16 bytes each.
@@ -81,9 +101,9 @@ def copy(bucket: str, scene: str, job_id: str, paths: Sequence[str]) -> Inspecti
         target = layout.photos_prefix(job_id) + path
         if len(target.encode()) > KEY_LIMIT_BYTES:
             return "the name with its folders is too long"
-        source = {"Bucket": bucket, "Key": layout.uploads_prefix(scene) + path}
+        source: CopySourceTypeDef = {"Bucket": bucket, "Key": layout.uploads_prefix(scene) + path}
         try:  # tags stay behind: reading them needs a right of its own
-            aws.s3().copy_object(Bucket=bucket, Key=target, CopySource=source, TaggingDirective="REPLACE")  # type: ignore[arg-type]
+            aws.s3().copy_object(Bucket=bucket, Key=target, CopySource=source, TaggingDirective="REPLACE")
         except ClientError as error:
             if error.response["Error"]["Code"] == "NoSuchKey":
                 return DELETED

@@ -8,12 +8,15 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
 from base import aws
 from base.failures import failure, transient
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.type_defs import ObjectTypeDef
 
 MAX_DIRECTORY_BYTES = 16 << 20  # what Validate can do in its time and memory; docs/contracts.md, "Uploads"
 BUFFER_BYTES = 4 << 20
@@ -26,7 +29,7 @@ DAMAGE = (zipfile.BadZipFile, EOFError, OverflowError, RuntimeError, ValueError,
 class RemoteFile(io.RawIOBase):
     """An object of S3 as a file that can be read from anywhere, as long as it is the one that was listed."""
 
-    def __init__(self, bucket: str, item: dict[str, Any]) -> None:
+    def __init__(self, bucket: str, item: ObjectTypeDef) -> None:
         self.bucket, self.item, self.size = bucket, item, item["Size"]
         self.position = 0
 
@@ -51,9 +54,13 @@ class RemoteFile(io.RawIOBase):
         end = min(self.position + len(buffer), self.size)
         if end <= self.position:
             return 0
-        which = {"Key": self.item["Key"], "IfMatch": self.item["ETag"], "Range": f"bytes={self.position}-{end - 1}"}
         try:
-            answer = aws.s3().get_object(Bucket=self.bucket, **which)
+            answer = aws.s3().get_object(
+                Bucket=self.bucket,
+                Key=self.item["Key"],
+                IfMatch=self.item["ETag"],
+                Range=f"bytes={self.position}-{end - 1}",
+            )
         except ClientError as error:
             if error.response["Error"]["Code"] in ("NoSuchKey", "PreconditionFailed"):
                 what = f"{shown(path_in_scene(self.item))} was replaced or deleted while it was read"
@@ -80,7 +87,7 @@ class Buffered(io.BufferedReader):
 
 
 @contextmanager
-def opened(bucket: str, item: dict[str, Any]) -> Iterator[zipfile.ZipFile]:
+def opened(bucket: str, item: ObjectTypeDef) -> Iterator[zipfile.ZipFile]:
     """The archive, for reading. Raises ARCHIVE_DAMAGED and what reading can raise."""
     with Buffered(RemoteFile(bucket, item), BUFFER_BYTES) as file:
         try:
@@ -92,9 +99,9 @@ def opened(bucket: str, item: dict[str, Any]) -> Iterator[zipfile.ZipFile]:
             yield archive
 
 
-def path_in_scene(item: dict[str, Any]) -> str:
-    """Of an object under uploads/<scene>/."""
-    return str(item["Key"]).split("/", 2)[2]
+def path_in_scene(item: ObjectTypeDef) -> str:
+    """The path below uploads/<scene>/ of an object there."""
+    return item["Key"].split("/", 2)[2]
 
 
 def shown(name: str) -> str:

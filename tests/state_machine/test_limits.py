@@ -12,7 +12,7 @@ import notify
 import settle
 from deploy import limits
 from spaceport import local_run
-from table import jobs
+from table import jobs, tasks
 
 TEMPLATE = limits.read_template()
 TEXT = limits.DEFINITION.read_text(encoding="utf-8")
@@ -125,7 +125,7 @@ def test_what_the_functions_take_for_granted():
     assert limits.function_timeout_s(TEMPLATE, "StartJobFunction") < check_status.CREATION_S
     assert limits.function_timeout_s(TEMPLATE, "NotifyFunction") < notify.CALL_LIMIT_S
     assert limits.function_timeout_s(TEMPLATE, "CheckStatusFunction") < limits.sweep_period_s(TEMPLATE)
-    assert max(own["TimeoutSeconds"] for name, own in WANTED.items() if name) < jobs.TASK_DAYS * DAY_S
+    assert max(own["TimeoutSeconds"] for name, own in WANTED.items() if name) < tasks.TASK_DAYS * DAY_S
     assert WANTED[""]["TimeoutSeconds"] < jobs.JOB_DAYS * DAY_S
 
 

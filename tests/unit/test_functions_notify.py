@@ -12,7 +12,7 @@ import notify
 from base import aws
 from base.failures import JobFailure
 from notifications import mails, results
-from table import jobs
+from table import jobs, scenes, tasks
 from tests.unit.cloud import BUCKET, JOB, SENDER, ULID, add_job, client_error, cloud, job_row, load_event, row
 from tests.unit.fn_notify import LINK, ended, fail, finished, succeed, sweep
 
@@ -186,12 +186,12 @@ def test_failure_without_a_row_is_told_too(cloud):
 
 def test_failure_frees_the_scene_and_stops_the_billed_job(cloud):
     add_job(job_name="spaceport-x-sfm-0")
-    jobs.note_object("my-house", aws.timestamp(), JOB)
-    jobs.put_task("spaceport-x-sfm-0", JOB, "sfm", 0, "token")
+    scenes.note_object("my-house", aws.timestamp(), JOB)
+    tasks.put_task("spaceport-x-sfm-0", JOB, "sfm", 0, "token")
     cloud.sagemaker.jobs["spaceport-x-sfm-0"] = {"ProcessingJobStatus": "InProgress"}
     fail(cloud, "States.HeartbeatTimeout", "")
     assert cloud.sagemaker.stopped == ["spaceport-x-sfm-0"]
-    assert jobs.open_task_names() == ["spaceport-x-sfm-0"], "the sweep looks again"
+    assert tasks.open_task_names() == ["spaceport-x-sfm-0"], "the sweep looks again"
     scene = row("SCENE#my-house")
     assert "settling" not in scene
     assert "job_id" not in scene
@@ -206,7 +206,7 @@ def test_failure_frees_the_scene_and_stops_the_billed_job(cloud):
 )
 def test_execution_ended_from_outside(cloud, status, row_status, words):
     add_job(job_name="spaceport-x-train-0")
-    jobs.put_task("spaceport-x-train-0", JOB, "train", 0, "token")
+    tasks.put_task("spaceport-x-train-0", JOB, "train", 0, "token")
     cloud.sagemaker.jobs["spaceport-x-train-0"] = {"TrainingJobStatus": "InProgress"}
     assert ended(cloud, status)["status"] == row_status
     assert ended(cloud, status)["message"] == "sent before"

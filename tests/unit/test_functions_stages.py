@@ -6,7 +6,7 @@ import pytest
 
 import check_status
 from base import aws
-from table import jobs
+from table import tasks
 from tests.unit.cloud import (
     BUCKET,
     JOB,
@@ -200,7 +200,7 @@ def test_crash_between_answer_and_closing_loses_nothing(cloud, monkeypatch):
     running(cloud, monkeypatch)
     cloud.sagemaker.end(NAME, "Completed")
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "close_task", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        patch.setattr(tasks, "close_task", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
         with pytest.raises(RuntimeError, match="killed"):
             check(cloud)
     assert check(cloud) == "succeeded, nobody waits"
@@ -209,7 +209,7 @@ def test_crash_between_answer_and_closing_loses_nothing(cloud, monkeypatch):
 
 def test_one_broken_task_does_not_keep_the_sweep_from_the_others(cloud, monkeypatch):
     running(cloud, monkeypatch)
-    jobs.put_task("spaceport-broken-sfm-0", JOB, "sfm", 0, "token-broken")
+    tasks.put_task("spaceport-broken-sfm-0", JOB, "sfm", 0, "token-broken")
     describe = cloud.sagemaker.describe_processing_job
 
     def broken(ProcessingJobName):
@@ -227,7 +227,7 @@ def test_one_broken_task_does_not_keep_the_sweep_from_the_others(cloud, monkeypa
 def test_a_task_whose_job_has_no_row_does_not_keep_the_sweep_from_the_others(cloud, monkeypatch):
     running(cloud, monkeypatch)
     stray = NAME.replace("spaceport-", "spaceport-a")
-    jobs.put_task(stray, "gone-01KD8E7J9Q3M5V8X2Z4B6C7D9F", "sfm", 0, "token-stray")
+    tasks.put_task(stray, "gone-01KD8E7J9Q3M5V8X2Z4B6C7D9F", "sfm", 0, "token-stray")
     cloud.sagemaker.jobs[stray] = dict(cloud.sagemaker.jobs[NAME])
     for name in (stray, NAME):
         cloud.sagemaker.end(name, "Completed")
@@ -238,8 +238,8 @@ def test_a_task_whose_job_has_no_row_does_not_keep_the_sweep_from_the_others(clo
 
 def test_sweep_reads_more_than_one_page(cloud, monkeypatch):
     for number in range(5):
-        jobs.put_task(f"spaceport-x-sfm-{number}", JOB, "sfm", number, f"t{number}")
+        tasks.put_task(f"spaceport-x-sfm-{number}", JOB, "sfm", number, f"t{number}")
     table = aws.table(TABLE)
     query = table.query
     monkeypatch.setattr(table, "query", lambda **a: query(Limit=2, **a))
-    assert sorted(jobs.open_task_names()) == [f"spaceport-x-sfm-{n}" for n in range(5)]
+    assert sorted(tasks.open_task_names()) == [f"spaceport-x-sfm-{n}" for n in range(5)]

@@ -6,7 +6,7 @@ from base import layout
 from base.failures import JobFailure
 from base.settings import settings
 from stages import sagemaker_jobs
-from table import jobs
+from table import jobs, tasks
 from tests.unit.cloud import (
     BUCKET,
     JOB,
@@ -149,7 +149,7 @@ def test_redriven_execution_takes_the_next_free_number(cloud):
     add_job()
     start(cloud)
     cloud.sagemaker.end(NAME, "Failed", FailureReason="AlgorithmError: exit code: 1")
-    jobs.close_task(NAME, "FAILED")
+    tasks.close_task(NAME, "FAILED")
     jobs.end_job(JOB, "FAILED")
     again = start(cloud, attempt=0, token="token-after-redrive")
     assert again == {"job_name": NAME[:-1] + "1", "created": True}

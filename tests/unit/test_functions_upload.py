@@ -9,7 +9,7 @@ import ingest
 import settle
 from base import aws
 from base.failures import JobFailure
-from table import jobs
+from table import jobs, scenes
 from tests.unit.cloud import BUCKET, Cloud, client_error, cloud, load_event, row
 
 __all__ = ["cloud"]
@@ -166,13 +166,13 @@ def test_late_event_does_not_make_an_upload_a_day_old(cloud):
 def test_object_between_reading_and_closing_keeps_the_upload_open(cloud, monkeypatch):
     job_id = upload(cloud, "my-house/a.jpg")["job_id"]
     cloud.wait(61)
-    seal = jobs.seal_upload
+    seal = scenes.seal_upload
 
     def racing(*arguments):
         upload(cloud, "my-house/b.jpg")
         return seal(*arguments)
 
-    monkeypatch.setattr(jobs, "seal_upload", racing)
+    monkeypatch.setattr(scenes, "seal_upload", racing)
     assert ask(cloud, job_id) == {"complete": False, "wait_s": 60}
 
 
@@ -230,7 +230,7 @@ def test_a_day_of_uploading_takes_hundreds_of_rounds_and_then_ends(cloud):
     rounds = 0
     with pytest.raises(JobFailure) as raised:
         while True:
-            jobs.note_object("my-house", aws.timestamp(), "unused")
+            scenes.note_object("my-house", aws.timestamp(), "unused")
             answer = ask(cloud, job_id)
             assert isinstance(answer["wait_s"], int)
             cloud.wait(answer["wait_s"])

@@ -13,7 +13,7 @@ ASL = "statemachine/pipeline.asl.json"
 CATCH = (
     '"Catch": [{ "ErrorEquals": ["States.ALL"], "ResultPath": "$.error", "Next": "RecordFailure" }],\n      "Next": '
 )
-PUT_TASK = "        if not jobs.put_task(name, job_id, stage, number, token):\n            continue\n"
+PUT_TASK = "        if not tasks.put_task(name, job_id, stage, number, token):\n            continue\n"
 START = '        created = start(job, stage, name, event["execution_arn"])\n'
 SEND = "        channel = mails.send("
 RELEASE = "        jobs.release_message(job_id)\n        raise\n"
@@ -60,7 +60,7 @@ BUGS = (
         ("functions/notify.py", RELEASE, '        jobs.mark_message_sent(job_id)\n        return {"status": "?"}\n'),
         (("Notify", "SES and SNS refuse once"),)),
     Bug("the sweep ignores tasks whose event was lost",
-        ("functions/check_status.py", "names = jobs.open_task_names()", "names: list[str] = []"),
+        ("functions/check_status.py", "names = tasks.open_task_names()", "names: list[str] = []"),
         (("Train", "event lost"),)),
     Bug("the sweep ignores jobs whose execution has ended",
         ("functions/notify.py", "job_ids = jobs.open_job_ids()", "job_ids: list[str] = []"),
@@ -71,13 +71,13 @@ BUGS = (
         (("functions/notify.py", 'stopped = sagemaker_jobs.stop(task["stage"], job["job_name"])', "stopped = False"),)),
     Bug("the task is closed before the state machine has its answer",
         ("functions/check_status.py", FINISH,
-         FINISH.replace("\n    if", "\n    jobs.close_task(name, verdict.status.upper())\n    if")),
+         FINISH.replace("\n    if", "\n    tasks.close_task(name, verdict.status.upper())\n    if")),
         (("processing job changed", "cut off before each of its calls"),)),
     Bug("a fault of SageMaker is not tried again",
         ("functions/stages/verdicts.py", '(("InternalServerError",), TRANSIENT,', '(("InternalServerError",), "",'),
         (("Compress", "InternalServerError once"),)),
     Bug("a busy service is not tried again",
-        ("functions/base/service_errors.py", "            if is_passing(error):", "            if not error:"),
+        ("functions/base/service_errors.py", "            if is_transient(error):", "            if not error:"),
         (("Validate", "each of its calls throttled"),)),
     Bug("half a result stays published",
         ("functions/notifications/results.py", UNPUBLISH, "    return\n" + UNPUBLISH),
@@ -97,7 +97,7 @@ BUGS = (
         (("Notify", "answer never comes"),)),
     Bug("the task is closed while its job may just be created",
         ("functions/notify.py", '        logger.info("stopped the running stage"',
-         '        jobs.close_task(job["job_name"], "STOPPED")\n        logger.info("stopped the running stage"'),
+         '        tasks.close_task(job["job_name"], "STOPPED")\n        logger.info("stopped the running stage"'),
         (("SfM", "execution aborted"),)),
     Bug("a cancelled job is told as a fault of the service",
         ("functions/notify.py", "None if failed_before else ENDED_FROM_OUTSIDE.get(status)", "None"),
@@ -113,12 +113,12 @@ BUGS = (
          '"#open = :open REMOVE failure, raw_error, ended_at, '),
         (("Train", "execution aborted, then redriven"),)),
     Bug("a late event of an upload makes the next one older than it is",
-        ("functions/table/jobs.py", 'if not joined and str(row.get("sealed_at", "")) >= at:',
-         'if "settling" not in row and str(row.get("sealed_at", "")) >= at:'),
+        ("functions/table/scenes.py", 'if not joined and row.get("sealed_at", "") >= at:',
+         'if "settling" not in row and row.get("sealed_at", "") >= at:'),
         (("Train", "another upload comes, with an old event"),),
-        (("functions/table/jobs.py", LOWER, LOWER.partition(' "\n')[0] + '"'),)),
+        (("functions/table/scenes.py", LOWER, LOWER.partition(' "\n')[0] + '"'),)),
     Bug("an upload is closed before its last second is over",
-        ("functions/table/jobs.py", "aws.timestamp(math.floor(epoch_s) - 1)", "aws.timestamp(epoch_s)"),
+        ("functions/table/scenes.py", "aws.timestamp(math.floor(epoch_s) - 1)", "aws.timestamp(epoch_s)"),
         (("Validate", "another photo comes"),)),
     Bug("the event for other systems is lost with the call that should send it",
         ("functions/notify.py", 'announced = "announced_at" in job\n', 'announced = channel == "sent before"\n'),
@@ -132,7 +132,7 @@ BUGS = (
         (("RecordFailure", "execution aborted, then redriven"),)),
     Bug("the cost of a job that nobody waits for is forgotten",
         ("functions/check_status.py", '    logger.warning("stopped a job that nobody',
-         '    jobs.close_task(name, "ABANDONED")\n    logger.warning("stopped a job that nobody'),
+         '    tasks.close_task(name, "ABANDONED")\n    logger.warning("stopped a job that nobody'),
         (("SfM", "execution aborted"), ("SfM", "execution aborted, its event lost"))),
 )  # fmt: skip
 
