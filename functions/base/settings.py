@@ -13,7 +13,7 @@ from base.stages import STAGE_NAMES, StageName
 
 
 class StageSettings(BaseModel):
-    """The machine of one stage. Each field is a variable in capitals that begins with the stage: SFM_ROLE_ARN."""
+    """The machine of one stage. Each field is a variable in capitals that begins with the stage: <STAGE>_ROLE_ARN."""
 
     model_config = ConfigDict(frozen=True)
 
