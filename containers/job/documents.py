@@ -38,7 +38,7 @@ StragglerReason = Literal["exposure", "pose", "light", "background", "unknown"]
 
 
 class Document(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 def write_document(path: Path, document: BaseModel) -> None:

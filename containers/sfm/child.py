@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import signal
@@ -13,24 +12,26 @@ import threading
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+from pydantic import ValidationError
 
 from job import Job, StageError
+from sfm.messages import MapMessage, Watch
+from sfm.request import MapAnswer, MapRequest, MapResult
 
 GRACE_S = 5.0
 POLL_S = 0.5
 
 
-def run_mapping(job: Job, request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Start ``python -m sfm.mapping`` with ``request`` and return its result.
+def run_mapping(job: Job, request: MapRequest) -> MapResult:
+    """Start ``python -m sfm.mapping`` with ``request``, pass its messages on and return its result.
 
-    The child prints one JSON object a line: ``{"progress": [step, total, unit, message]}``, ``{"log": {…}}``, or
-    ``{"watch": {…}}`` for something to count; it leaves ``result.json`` in ``folder``. pycolmap replaces signal
-    handlers when it is imported and can abort the whole process, so it only ever runs there. Raises StageError (the
-    child's own, or SFM_CRASHED, OUT_OF_MEMORY) and StopRequested.
+    pycolmap replaces signal handlers when it is imported and can abort the whole process, so it only ever runs there.
+    Raises StageError (the child's own, or SFM_CRASHED, OUT_OF_MEMORY) and StopRequested.
     """
-    request_file, result_file = folder / "request.json", folder / "result.json"
-    request_file.write_text(json.dumps({**request, "result": str(result_file)}), encoding="utf-8")
+    request_file = request.work / "request.json"
+    request_file.write_text(request.model_dump_json(), encoding="utf-8")
     packages = Path(__file__).resolve().parents[1]
     path = os.pathsep.join([str(packages), *filter(None, [os.environ.get("PYTHONPATH")])])
     child = subprocess.Popen(
@@ -52,10 +53,11 @@ def run_mapping(job: Job, request: dict[str, Any], folder: Path) -> dict[str, An
         reader.join(GRACE_S)
     if status != 0:
         raise crash(status)
-    result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
-    if "error" in result:
-        raise StageError(result["error"]["code"], result["error"]["reason"])
-    return result
+    answer = MapAnswer.model_validate_json(request.answer.read_text(encoding="utf-8"))
+    if answer.error:
+        raise StageError(answer.error.code, answer.error.reason)
+    assert answer.result is not None
+    return answer.result
 
 
 def read_lines(stream: IO[str], lines: queue.Queue[str | None]) -> None:
@@ -66,7 +68,7 @@ def read_lines(stream: IO[str], lines: queue.Queue[str | None]) -> None:
 
 def forward_messages(job: Job, lines: queue.Queue[str | None]) -> None:
     """Pass progress and log lines on until the child closes its output; raise StopRequested when the job is to stop."""
-    watched: dict[str, Any] | None = None
+    watched: Watch | None = None
     looked_at = 0.0
     while True:
         job.check_stop()
@@ -80,33 +82,31 @@ def forward_messages(job: Job, lines: queue.Queue[str | None]) -> None:
         if line is None:
             return
         try:
-            message = json.loads(line)
-        except ValueError:
+            message = MapMessage.model_validate_json(line)
+        except ValidationError:
             print(line, end="", file=sys.stderr)  # a library that prints
             continue
-        if "watch" in message:
-            watched = message["watch"]
-            if watched:  # a phase is told as it begins, however short it is
-                job.progress(0, watched["total"], watched["unit"], watched["message"])
-        if "progress" in message:
-            step, total, unit, text = message["progress"]
-            job.progress(step, total, unit, text)
-        if "log" in message:
-            job.log(**message["log"])
+        if message.watch:
+            watched = message.watch  # a phase is told as it begins, however short it is
+            job.progress(0, watched.total, watched.unit, watched.message)
+        if message.progress:
+            watched, at = None, message.progress
+            job.progress(at.step, at.total, at.unit, at.message)
+        if message.log:
+            job.log(message.log.event, **message.log.fields)
 
 
-def report_watched(job: Job, watched: dict[str, Any]) -> None:
+def report_watched(job: Job, watched: Watch) -> None:
     """Progress by counting what the library has written: rows of a database table, or files of a folder."""
-    if "folder" in watched:
-        folder = Path(watched["folder"])
-        done = sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
+    if watched.folder:
+        done = sum(1 for _ in watched.folder.iterdir()) if watched.folder.is_dir() else 0
     else:
         try:
-            with closing(sqlite3.connect(f"file:{watched['database']}?mode=ro", uri=True, timeout=0.1)) as connection:
-                done = connection.execute(f"SELECT COUNT(*) FROM {watched['table']}").fetchone()[0]
+            with closing(sqlite3.connect(f"file:{watched.database}?mode=ro", uri=True, timeout=0.1)) as connection:
+                done = connection.execute(f"SELECT COUNT(*) FROM {watched.table}").fetchone()[0]
         except sqlite3.OperationalError:
             return  # locked for a moment; the next look will do
-    job.progress(min(done, watched["total"]), watched["total"], watched["unit"], watched["message"])
+    job.progress(min(done, watched.total), watched.total, watched.unit, watched.message)
 
 
 def stop(child: subprocess.Popen[str]) -> None:

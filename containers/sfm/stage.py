@@ -7,15 +7,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
-from typing import Any
 
 from job import Job
-from job.documents import write_json_atomically
+from job.documents import PhotoRow, PhotosJson, SceneJson, write_document
 from sfm.child import run_mapping
 from sfm.options import Options
 from sfm.phase import phase
 from sfm.photos import Photo, prepare_photos
+from sfm.request import MapPhoto, MapRequest, MapResult
 
 OUTPUTS = (
     "images",
@@ -25,7 +24,8 @@ OUTPUTS = (
     "scene.json",
     "photos.json",
 )
-ENU_FROM_SCENE = [[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]]  # scene is (east, -up, north)
+# The scene frame is (east, -up, north).
+ENU_FROM_SCENE: list[list[float]] = [[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]]
 
 
 def run(job: Job) -> None:
@@ -46,67 +46,59 @@ def run(job: Job) -> None:
         for photo in photos:
             if photo.code:
                 job.log("photo_rejected", name=photo.name, code=photo.code, reason=photo.reason)
-        result = run_mapping(
-            job,
-            {
-                "photos": [describe(photo) for photo in photos if photo.image],
-                "prepared": str(work / "photos"),
-                "work": str(work),
-                "output": str(job.output),
-                "matcher": options.matcher.value,
-                "long_side_px": options.long_side_px,
-            },
-            work,
+        request = MapRequest(
+            photos=[for_mapping(photo, photo.image) for photo in photos if photo.image],
+            prepared=work / "photos",
+            work=work,
+            output=job.output,
+            answer=work / "answer.json",
+            matcher=options.matcher,
+            long_side_px=options.long_side_px,
         )
+        result = run_mapping(job, request)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    write_json_atomically(job.output / "photos.json", photo_table(photos, result))
-    write_json_atomically(job.output / "scene.json", scene_description(job, photos, result))
-    job.log("reconstructed", registered=len(result["images"]), photos=len(photos), points=result["points"])
+    write_document(job.output / "photos.json", PhotosJson(photo_rows(photos, result)))
+    write_document(job.output / "scene.json", describe_scene(job, len(photos), result))
+    job.log("reconstructed", registered=len(result.images), photos=len(photos), points=result.points)
 
 
-def describe(photo: Photo) -> dict[str, Any]:
-    """What the mapping program needs to know of a photo."""
-    return {
-        "name": photo.name,
-        "image": photo.image,
-        "width": photo.width,
-        "height": photo.height,
-        **asdict(photo.info),
-    }
+def for_mapping(photo: Photo, image: str) -> MapPhoto:
+    return MapPhoto(name=photo.name, image=image, width_px=photo.width, height_px=photo.height, info=photo.info)
 
 
-def photo_table(photos: list[Photo], result: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row for each uploaded file: registered, or why not."""
+def photo_rows(photos: list[Photo], result: MapResult) -> list[PhotoRow]:
     rows = []
     for photo in photos:
-        image = result["images"].get(photo.image)
-        code, reason = photo.code, photo.reason
-        if image is None and photo.image is not None:
-            code, reason = result["unregistered"][photo.image]
-        rows.append(
-            {"name": photo.name, "image": image, "registered": image is not None, "code": code, "reason": reason}
-        )
+        image, code, reason = None, photo.code, photo.reason
+        if photo.image in result.images:
+            image = result.images[photo.image]
+        elif photo.image is not None:
+            rejection = result.unregistered[photo.image]
+            code, reason = rejection.code, rejection.reason
+        rows.append(PhotoRow(name=photo.name, image=image, registered=image is not None, code=code, reason=reason))
     return rows
 
 
-def scene_description(job: Job, photos: list[Photo], result: dict[str, Any]) -> dict[str, Any]:
-    georeferenced = result["georeferenced"]
-    return {
-        "units": "metres" if georeferenced else "arbitrary",
-        "georeferenced": georeferenced,
-        "origin": result["origin"],
-        "enu_from_scene": ENU_FROM_SCENE if georeferenced else None,
-        "gps_residual_m": result["gps_residual_m"],
-        "photos": len(photos),
-        "registered": len(result["images"]),
-        **{
-            key: result[key]
-            for key in ("points", "reprojection_error_px", "center", "radius", "matcher", "settings", "gravity")
-        },
-        "seconds": round(time.time() - job.started_at, 3),
-        "versions": result["versions"],
-    }
+def describe_scene(job: Job, photos: int, result: MapResult) -> SceneJson:
+    return SceneJson(
+        units="metres" if result.georeferenced else "arbitrary",
+        georeferenced=result.georeferenced,
+        origin=result.origin,
+        enu_from_scene=ENU_FROM_SCENE if result.georeferenced else None,
+        gps_residual_m=result.gps_residual_m,
+        photos=photos,
+        registered=len(result.images),
+        points=result.points,
+        reprojection_error_px=result.reprojection_error_px,
+        center=result.center,
+        radius=result.radius,
+        matcher=result.matcher.value,
+        settings=result.settings,
+        gravity=result.gravity,
+        seconds=round(time.time() - job.started_at, 3),
+        versions=result.versions,
+    )
 
 
 def selfcheck() -> None:

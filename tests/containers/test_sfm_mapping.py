@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("pycolmap")
-from sfm import mapping
+from sfm import mapper, mapping
+from sfm.features import FAST, STRONG, extract
 
 
 def model(registered, points=100):
@@ -33,15 +34,15 @@ def test_a_quick_run_that_leaves_photos_out_is_followed_by_a_thorough_one(
         asked.append(sooner)
         return [model(count) for count in (quick if sooner else thorough)]
 
-    monkeypatch.setattr(mapping, "run_mapper", run_mapper)
-    best, _ = mapping.best_model(tmp_path / "d", tmp_path, tmp_path, 10, sooner=True)
+    monkeypatch.setattr(mapper, "run_mapper", run_mapper)
+    best, _ = mapper.best_model(tmp_path / "d", tmp_path, tmp_path, 10, sooner=True)
     assert asked == runs and (best and best.num_reg_images()) == used
 
 
 def test_the_strong_settings_ask_for_the_thorough_mapper_only(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(mapping, "run_mapper", lambda *a: asked.append(a[-1]) or [model(4, 10), model(4, 30)])
-    best, count = mapping.best_model(tmp_path / "d", tmp_path, tmp_path, 10, mapping.STRONG.settle_sooner)
+    monkeypatch.setattr(mapper, "run_mapper", lambda *a: asked.append(a[-1]) or [model(4, 10), model(4, 30)])
+    best, count = mapper.best_model(tmp_path / "d", tmp_path, tmp_path, 10, STRONG.settle_sooner)
     assert asked == [False] and best.num_points3D() == 30 and count == 2
 
 
@@ -54,7 +55,7 @@ def test_features_of_large_photos_are_those_of_small_ones_in_the_pixels_of_the_l
     Image.fromarray(small).resize((3200, 2400), Image.Resampling.BICUBIC).save(tmp_path / "large.png")
     pycolmap.Database.open(tmp_path / "d.db").close()
     pycolmap.import_images(tmp_path / "d.db", tmp_path, image_names=["small.png", "large.png"])
-    mapping.extract(tmp_path / "d.db", tmp_path, ["small.png", "large.png"], mapping.FAST)
+    extract(tmp_path / "d.db", tmp_path, ["small.png", "large.png"], FAST)
     with pycolmap.Database.open(tmp_path / "d.db") as database:
         points = {i.name: database.read_keypoints(i.image_id)[:, :2] for i in database.read_all_images()}
     assert len(points["large.png"]) < 1.3 * len(points["small.png"])

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from job.documents import PhotosJson, SceneJson
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
@@ -92,6 +94,12 @@ def test_camera_centres_are_true_and_the_frame_is_as_agreed(reconstruction):
     assert scene["points"] == model.num_points3D() > 500
     assert scene["radius"] == pytest.approx(np.median(np.linalg.norm(found - found.mean(0), axis=1)), rel=1e-6)
     assert scene["center"] == pytest.approx(found.mean(0).tolist())
+
+
+def test_documents_hold_what_their_types_say_and_nothing_else(reconstruction):
+    output = reconstruction[0] / "processing/output"
+    SceneJson.model_validate_json((output / "scene.json").read_text())
+    PhotosJson.model_validate_json((output / "photos.json").read_text())
 
 
 def test_no_scratch_is_left_and_progress_ended(reconstruction):

@@ -61,7 +61,6 @@ KNOWN = {
     "Clock",
     "benchmarks/iteration_cpu.py",
     "benchmarks/gsplat_runner.py",
-    "containers/sfm/mapping.py",
     "containers/splat/projection.py",
     "containers/splat/simd.py",
     "spaceport/asl/execution.py",
