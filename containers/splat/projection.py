@@ -15,23 +15,21 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from splat.lane_math import HALF, ONE, TWO, inline, lane_exp, lane_log, lane_round
 from splat.simd import (
-    exponent_of,
     lane_max,
     lane_min,
-    lane_round,
     lane_sqrt,
     lanes,
     load,
     load_strided,
-    mantissa_of,
     prefetch,
     select,
     store,
     store_strided,
     take_next,
-    two_to_the,
 )
+from splat.spherical_harmonics import sh_backward, sh_color
 
 MEAN, SCALE, QUAT, LOGIT, SH = 0, 3, 6, 10, 11
 RECORD = 16  # floats per projected Gaussian: one cache line
@@ -42,49 +40,10 @@ BLUR = np.float32(0.3)  # px^2, added to the projected covariance
 CLIP = 0.3  # how far beyond the image the projection's Jacobian is evaluated, in half fields of view
 LOG_255 = np.float32(np.log(255.0))
 EIGHTH = np.float32(0.125)
-HALF, ONE, TWO = np.float32(0.5), np.float32(1), np.float32(2)
 BLOCK = 16  # groups of sixteen Gaussians that a thread takes at a time
 AHEAD = 32  # Gaussians; so far ahead are rows fetched
-LN2 = np.float32(np.log(2.0))
 FAR_AWAY = np.float32(np.inf)  # depth of what is not seen
-
-C1 = np.float32(0.48860251190291992)
-C2 = [np.float32(v) for v in (1.0925484305920792, 0.31539156525252005, 0.54627421529603959)]
-C20, C21, C22 = C2
-C3 = [
-    np.float32(v)
-    for v in (0.59004358992664352, 2.890611442640554, 0.45704579946446572, 0.3731763325901154, 1.4453057213202769)
-]
-C30, C31, C32, C33, C34 = C3
-C0 = np.float32(0.28209479177387814)
-N2, N3, N4, N5, N6, N8 = (np.float32(v) for v in (2, 3, 4, 5, 6, 8))
-E1, E2, E3, E4, E5, E6 = (np.float32(1 / f) for f in (1, 2, 6, 24, 120, 720))
-L3, L5, L7, L9 = (np.float32(1 / n) for n in (3, 5, 7, 9))
-SQRT2 = np.float32(np.sqrt(2.0))
-EXP_LIMIT = np.float32(80)
 SLACK = np.float32(0.01)  # tiles; larger than the margin of the exact choice of tiles
-
-inline = njit(forceinline=True, nogil=True)
-
-
-@inline
-def lane_exp(x: Any) -> Any:
-    """exp of each lane, limited to -80..80; relative error about 1e-7."""
-    x = lane_max(lane_min(x, EXP_LIMIT), -EXP_LIMIT)
-    n = lane_round(x * (ONE / LN2))
-    r = x - n * LN2
-    return (((((E6 * r + E5) * r + E4) * r + E3) * r + E2) * r + E1) * r * two_to_the(n) + two_to_the(n)
-
-
-@inline
-def lane_log(x: Any) -> Any:
-    """Natural logarithm of positive normal lanes."""
-    n, m = exponent_of(x), mantissa_of(x)
-    large = m > SQRT2
-    m, n = select(large, m * HALF, m), select(large, n + ONE, n)
-    t = (m - ONE) / (m + ONE)
-    u = t * t
-    return n * LN2 + TWO * t * ((((L9 * u + L7) * u + L5) * u + L3) * u + ONE)
 
 
 @inline
@@ -154,6 +113,18 @@ def image_axes(r: Any, u: Any, v: Any, inverse_z: Any, cam: Any) -> Any:
 
 
 @inline
+def covariance(params: Any, stride: Any, at: Any, a: Any) -> Any:
+    """Scales, J W R S (6 lanes, row by row) of ``a`` = J W R, and the blurred covariance in the image: xx, yy, xy."""
+    s0 = lane_exp(load(params, SCALE * stride + at))
+    s1 = lane_exp(load(params, (SCALE + 1) * stride + at))
+    s2 = lane_exp(load(params, (SCALE + 2) * stride + at))
+    x0, x1, x2, y0, y1, y2 = a[0] * s0, a[1] * s1, a[2] * s2, a[3] * s0, a[4] * s1, a[5] * s2
+    xx = x0 * x0 + x1 * x1 + x2 * x2 + BLUR
+    yy = y0 * y0 + y1 * y1 + y2 * y2 + BLUR
+    return (s0, s1, s2), (x0, x1, x2, y0, y1, y2), (xx, yy, x0 * y0 + x1 * y1 + x2 * y2)
+
+
+@inline
 def viewing_direction(params: Any, stride: Any, at: Any, cam: Any) -> Any:
     """Unit vector from the camera to the Gaussian, and 1 / distance."""
     x = load(params, MEAN * stride + at) - cam[18]
@@ -161,32 +132,6 @@ def viewing_direction(params: Any, stride: Any, at: Any, cam: Any) -> Any:
     z = load(params, (MEAN + 2) * stride + at) - cam[20]
     inverse = ONE / lane_sqrt(lane_max(x * x + y * y + z * z, np.float32(1e-24)))
     return x * inverse, y * inverse, z * inverse, inverse
-
-
-@inline
-def sh_color(params: Any, stride: Any, at: Any, channel: Any, degree: Any, x: Any, y: Any, z: Any) -> Any:
-    """0.5 + SH of one colour channel, seen along the unit vector (x, y, z)."""
-    base = (SH + channel) * stride + at
-    step = 3 * stride
-    value = C0 * load(params, base) + HALF
-    if degree >= 1:
-        value += C1 * (
-            z * load(params, base + 2 * step) - y * load(params, base + step) - x * load(params, base + 3 * step)
-        )
-    if degree >= 2:
-        xx, yy, zz = x * x, y * y, z * z
-        value += C20 * (x * y * load(params, base + 4 * step) - y * z * load(params, base + 5 * step))
-        value += C21 * (TWO * zz - xx - yy) * load(params, base + 6 * step)
-        value += C22 * (xx - yy) * load(params, base + 8 * step) - C20 * x * z * load(params, base + 7 * step)
-        if degree >= 3:
-            value += C31 * x * y * z * load(params, base + 10 * step)
-            value -= C30 * y * (N3 * xx - yy) * load(params, base + 9 * step)
-            value -= C32 * y * (N4 * zz - xx - yy) * load(params, base + 11 * step)
-            value += C33 * z * (TWO * zz - N3 * xx - N3 * yy) * load(params, base + 12 * step)
-            value -= C32 * x * (N4 * zz - xx - yy) * load(params, base + 13 * step)
-            value += C34 * z * (xx - yy) * load(params, base + 14 * step)
-            value -= C30 * x * (xx - N3 * yy) * load(params, base + 15 * step)
-    return value
 
 
 @njit(
@@ -217,13 +162,7 @@ def project(
             u, v = clipped_slopes(tx, ty, iz, cam)
             r, _q, _inverse = rotation(params, stride, at)
             _m, a = image_axes(r, u, v, iz, cam)
-            s0 = lane_exp(load(params, SCALE * stride + at))
-            s1 = lane_exp(load(params, (SCALE + 1) * stride + at))
-            s2 = lane_exp(load(params, (SCALE + 2) * stride + at))
-            x0, x1, x2, y0, y1, y2 = a[0] * s0, a[1] * s1, a[2] * s2, a[3] * s0, a[4] * s1, a[5] * s2
-            xx = x0 * x0 + x1 * x1 + x2 * x2 + BLUR
-            yy = y0 * y0 + y1 * y1 + y2 * y2 + BLUR
-            xy = x0 * y0 + x1 * y1 + x2 * y2
+            _s, _b, (xx, yy, xy) = covariance(params, stride, at, a)
             scale = EIGHTH / (xx * yy - xy * xy)
             ca, cb, cc = HALF * yy * scale, zero - xy * scale, HALF * xx * scale
             log_opacity = zero - lane_log(ONE + lane_exp(zero - load(params, LOGIT * stride + at)))
@@ -251,60 +190,13 @@ def project(
             store_strided(records, base + 4, RECORD, cc)
             store_strided(records, base + 5, RECORD, zero - EIGHTH * log_opacity)
             for channel in range(3):
-                color = lane_max(sh_color(params, stride, at, channel, degree, dx, dy, dz), np.float32(0))
+                coefficients = (SH + channel) * stride + at
+                color = lane_max(sh_color(params, coefficients, 3 * stride, degree, dx, dy, dz), np.float32(0))
                 store_strided(records, base + 6 + channel, RECORD, color)
             store_strided(records, base + 9, RECORD, zero - HALF * cb / ca)
             store_strided(records, base + 10, RECORD, half_width)
             store_strided(records, base + 11, RECORD, half_height)
             store_strided(records, base + 12, RECORD, zero - HALF * cb / cc)
-
-
-@inline
-def sh_backward(params: Any, grads: Any, stride: Any, at: Any, channel: Any, degree: Any, d: Any, g: Any) -> Any:
-    """Store dL/dsh of one channel for dL/dcolour ``g``; returns this channel's dL/d(direction)."""
-    x, y, z = d
-    base = (SH + channel) * stride + at
-    step = 3 * stride
-    store(grads, base, C0 * g)
-    gx, gy, gz = g * np.float32(0), g * np.float32(0), g * np.float32(0)
-    if degree >= 1:
-        store(grads, base + step, np.float32(-C1) * y * g)
-        store(grads, base + 2 * step, C1 * z * g)
-        store(grads, base + 3 * step, np.float32(-C1) * x * g)
-        gy -= C1 * load(params, base + step)
-        gz += C1 * load(params, base + 2 * step)
-        gx -= C1 * load(params, base + 3 * step)
-    if degree >= 2:
-        xx, yy, zz = x * x, y * y, z * z
-        k4, k5 = C20 * load(params, base + 4 * step), C20 * load(params, base + 5 * step)
-        k6, k7 = C21 * load(params, base + 6 * step), C20 * load(params, base + 7 * step)
-        k8 = C22 * load(params, base + 8 * step)
-        store(grads, base + 4 * step, C20 * x * y * g)
-        store(grads, base + 5 * step, np.float32(-C20) * y * z * g)
-        store(grads, base + 6 * step, C21 * (TWO * zz - xx - yy) * g)
-        store(grads, base + 7 * step, np.float32(-C20) * x * z * g)
-        store(grads, base + 8 * step, C22 * (xx - yy) * g)
-        gx += k4 * y - TWO * k6 * x - k7 * z + TWO * k8 * x
-        gy += k4 * x - k5 * z - TWO * k6 * y - TWO * k8 * y
-        gz += N4 * k6 * z - k5 * y - k7 * x
-        if degree >= 3:
-            k9, k10 = C30 * load(params, base + 9 * step), C31 * load(params, base + 10 * step)
-            k11, k12 = C32 * load(params, base + 11 * step), C33 * load(params, base + 12 * step)
-            k13, k14 = C32 * load(params, base + 13 * step), C34 * load(params, base + 14 * step)
-            k15 = C30 * load(params, base + 15 * step)
-            store(grads, base + 9 * step, np.float32(-C30) * y * (N3 * xx - yy) * g)
-            store(grads, base + 10 * step, C31 * x * y * z * g)
-            store(grads, base + 11 * step, np.float32(-C32) * y * (N4 * zz - xx - yy) * g)
-            store(grads, base + 12 * step, C33 * z * (TWO * zz - N3 * xx - N3 * yy) * g)
-            store(grads, base + 13 * step, np.float32(-C32) * x * (N4 * zz - xx - yy) * g)
-            store(grads, base + 14 * step, C34 * z * (xx - yy) * g)
-            store(grads, base + 15 * step, np.float32(-C30) * x * (xx - N3 * yy) * g)
-            gx += k10 * y * z - N6 * k9 * x * y + TWO * k11 * x * y - N6 * k12 * x * z
-            gx += k13 * (N3 * xx + yy - N4 * zz) + TWO * k14 * x * z - N3 * k15 * (xx - yy)
-            gy += k10 * x * z - N3 * k9 * (xx - yy) - k11 * (N4 * zz - xx - N3 * yy) - N6 * k12 * y * z
-            gy += TWO * k13 * x * y - TWO * k14 * y * z + N6 * k15 * x * y
-            gz += k10 * x * y - N8 * k11 * y * z + k12 * N3 * (TWO * zz - xx - yy) - N8 * k13 * x * z + k14 * (xx - yy)
-    return gx * g, gy * g, gz * g
 
 
 @inline
@@ -374,13 +266,7 @@ def project_backward(
             u, v = clipped_slopes(tx, ty, iz, cam)
             r, q, quat_inverse = rotation(params, stride, at)
             m, a = image_axes(r, u, v, iz, cam)
-            s0 = lane_exp(load(params, SCALE * stride + at))
-            s1 = lane_exp(load(params, (SCALE + 1) * stride + at))
-            s2 = lane_exp(load(params, (SCALE + 2) * stride + at))
-            x0, x1, x2, y0, y1, y2 = a[0] * s0, a[1] * s1, a[2] * s2, a[3] * s0, a[4] * s1, a[5] * s2
-            xx = x0 * x0 + x1 * x1 + x2 * x2 + BLUR
-            yy = y0 * y0 + y1 * y1 + y2 * y2 + BLUR
-            xy = x0 * y0 + x1 * y1 + x2 * y2
+            (s0, s1, s2), (x0, x1, x2, y0, y1, y2), (xx, yy, xy) = covariance(params, stride, at, a)
             inverse_det = ONE / (xx * yy - xy * xy)
             ca, cb, cc = yy * inverse_det, zero - xy * inverse_det, xx * inverse_det
 
@@ -442,7 +328,8 @@ def project_backward(
             for channel in range(3):
                 shown = load_strided(records, at * RECORD + 6 + channel, RECORD) > zero
                 gcolor = select(shown, load_strided(sums, 6 + channel, 16), zero)
-                px, py, pz = sh_backward(params, grads, stride, at, channel, degree, (dx, dy, dz), gcolor)
+                coefficients = (SH + channel) * stride + at
+                px, py, pz = sh_backward(params, grads, coefficients, 3 * stride, degree, (dx, dy, dz), gcolor)
                 gdx, gdy, gdz = gdx + px, gdy + py, gdz + pz
             along = gdx * dx + gdy * dy + gdz * dz
             gdx, gdy, gdz = (gdx - along * dx), (gdy - along * dy), (gdz - along * dz)

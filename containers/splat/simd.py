@@ -220,7 +220,7 @@ def mask_bits(typingctx: Any, mask: Any) -> Any:
     return signature(types.uint64, mask_type), codegen
 
 
-def _call(builder: Any, name: str, result: Any, args: list) -> Any:
+def call_llvm(builder: Any, name: str, result: Any, args: list) -> Any:
     function = builder.module.globals.get(name)
     if function is None:
         function = ir.Function(builder.module, ir.FunctionType(result, [a.type for a in args]), name)
@@ -251,7 +251,7 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
         pointer = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
         numbers = [ir.Constant(I32, value) for value in (0, 3, 1)]  # to read, often, data
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *numbers])
+        call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *numbers])
         return context.get_dummy_value()
 
     return signature(types.void, array, types.intp), codegen
@@ -262,7 +262,7 @@ def lane_sqrt(typingctx: Any, value: Any) -> Any:
     """Square root of each lane."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _call(builder, "llvm.sqrt.v16f32", FLOATS, list(args))
+        return call_llvm(builder, "llvm.sqrt.v16f32", FLOATS, list(args))
 
     return signature(lanes_type, lanes_type), codegen
 
@@ -272,7 +272,7 @@ def lane_abs(typingctx: Any, value: Any) -> Any:
     """Absolute value of each lane."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _call(builder, "llvm.fabs.v16f32", FLOATS, list(args))
+        return call_llvm(builder, "llvm.fabs.v16f32", FLOATS, list(args))
 
     return signature(lanes_type, lanes_type), codegen
 
@@ -364,53 +364,3 @@ def store_strided(typingctx: Any, array: Any, index: Any, stride: Any, value: An
         return context.get_dummy_value()
 
     return signature(types.void, array, types.intp, types.intp, lanes_type), codegen
-
-
-@intrinsic
-def lane_round(typingctx: Any, value: Any) -> Any:
-    """Nearest whole number of each lane."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _call(builder, "llvm.rint.v16f32", FLOATS, list(args))
-
-    return signature(lanes_type, lanes_type), codegen
-
-
-I32S = ir.VectorType(I32, LANES)
-
-
-def _int_lanes(value: int) -> Any:
-    return ir.Constant(I32S, [value] * LANES)
-
-
-@intrinsic
-def two_to_the(typingctx: Any, value: Any) -> Any:
-    """2 to the power of whole numbers between -126 and 127."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        exponent = builder.add(builder.fptosi(args[0], I32S), _int_lanes(127))
-        return builder.bitcast(builder.shl(exponent, _int_lanes(23)), FLOATS)
-
-    return signature(lanes_type, lanes_type), codegen
-
-
-@intrinsic
-def exponent_of(typingctx: Any, value: Any) -> Any:
-    """floor(log2(value)) of positive normal numbers."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        biased = builder.lshr(builder.bitcast(args[0], I32S), _int_lanes(23))
-        return builder.sitofp(builder.sub(biased, _int_lanes(127)), FLOATS)
-
-    return signature(lanes_type, lanes_type), codegen
-
-
-@intrinsic
-def mantissa_of(typingctx: Any, value: Any) -> Any:
-    """value / 2^floor(log2(value)), in 1..2, of positive normal numbers."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        fraction = builder.and_(builder.bitcast(args[0], I32S), _int_lanes(0x7FFFFF))
-        return builder.bitcast(builder.or_(fraction, _int_lanes(0x3F800000)), FLOATS)
-
-    return signature(lanes_type, lanes_type), codegen

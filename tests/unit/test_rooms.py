@@ -61,8 +61,6 @@ KNOWN = {
     "Clock",
     "benchmarks/iteration_cpu.py",
     "benchmarks/gsplat_runner.py",
-    "containers/splat/projection.py",
-    "containers/splat/simd.py",
     "spaceport/asl/execution.py",
     "spaceport/jobs/sagemaker.py",
     "spaceport/local_cloud.py",

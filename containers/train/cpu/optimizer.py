@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from splat.projection import LOGIT, MEAN, QUAT, SCALE, lane_exp
+from splat.lane_math import lane_exp
+from splat.projection import LOGIT, MEAN, QUAT, SCALE
 from splat.simd import lane_sqrt, lanes, load, store, take_next
 
 BETA1, BETA2 = np.float32(0.9), np.float32(0.999)
