@@ -16,7 +16,7 @@ from spaceport.base.clock import VirtualClock
 from spaceport.stack.template import Rule, Target, read_template, transform
 from tests.extending import PAGE, Tree, read_example
 from tests.unit.cloud import JOB, Cloud, add_job, cloud
-from tests.unit.fn_notify import fail, finished, succeed
+from tests.unit.notify_calls import fail, finished, succeed
 
 __all__ = ["cloud"]
 pytestmark = pytest.mark.slow

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from base.stages import STAGES
+
 SFM = """
 import os, pathlib, time
 root = pathlib.Path(os.environ["SPACEPORT_ML_ROOT"])
@@ -62,12 +64,19 @@ out = root / "processing/output"
 (out / "index.html").write_text("<html></html>")
 """
 
+ANY = """
+import os, pathlib
+for name in {files}:
+    (pathlib.Path(os.environ["SPACEPORT_ML_ROOT"]) / "processing/output" / name).write_text("{{}}")
+"""
+PROGRAMS = {"sfm": SFM, "train": TRAIN, "compress": COMPRESS}
+
 
 def write_stages(folder: Path) -> Path:
     """A folder that can be PYTHONPATH in place of containers/."""
-    for name, source in (("sfm", SFM), ("train", TRAIN), ("compress", COMPRESS)):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "__main__.py").write_text(source)
+    for stage in STAGES:
+        (folder / stage.name).mkdir(parents=True)
+        (folder / stage.name / "__main__.py").write_text(PROGRAMS.get(stage.name, ANY.format(files=stage.writes)))
     return folder
 
 

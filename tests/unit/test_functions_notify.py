@@ -14,7 +14,7 @@ from base.failures import JobFailure
 from notifications import mails, results
 from table import jobs, scenes, tasks
 from tests.unit.cloud import BUCKET, JOB, SENDER, ULID, add_job, client_error, cloud, job_row, load_event, row
-from tests.unit.fn_notify import LINK, ended, fail, finished, succeed, sweep
+from tests.unit.notify_calls import LINK, ended, fail, finished, succeed, sweep
 
 __all__ = ["cloud"]
 

@@ -6,7 +6,7 @@ import notify
 from base import aws
 from table import jobs
 from tests.unit.cloud import JOB, ULID, add_job, cloud
-from tests.unit.fn_notify import LINK, ended, fail, finished, succeed, sweep
+from tests.unit.notify_calls import LINK, ended, fail, finished, succeed, sweep
 
 __all__ = ["cloud"]
 

@@ -18,7 +18,7 @@ from tests.unit.cloud import (
     job_row,
     load_event,
 )
-from tests.unit.fn_stages import NAME, SFM_RESULT, check, start
+from tests.unit.stage_calls import NAME, SFM_RESULT, check, start
 
 __all__ = ["cloud"]
 

@@ -16,7 +16,7 @@ from tests.unit.cloud import (
     cloud,
     row,
 )
-from tests.unit.fn_stages import NAME, SFM_RESULT, TRAIN, TRAIN_RESULT, start
+from tests.unit.stage_calls import NAME, SFM_RESULT, TRAIN, TRAIN_RESULT, start
 
 __all__ = ["cloud"]
 

@@ -11,7 +11,7 @@ from samtranslator.parser.parser import Parser
 from samtranslator.translator.translator import Translator
 
 from base import settings as settings_module
-from base.stages import STAGE_NAMES
+from base.stages import STAGE_NAMES, STAGES
 from spaceport.stack.functions import ARN_FORMATS
 from spaceport.stack.template import load_stack
 from tests.unit.cloud import EVENTS, ROOT, environment, load_event, load_template, resolve
@@ -316,7 +316,7 @@ def followers(state):
 
 def test_every_task_has_a_limit_a_catch_and_comes_to_a_true_end():
     assert ASL["TimeoutSeconds"] > sum(
-        s.get("TimeoutSeconds", 0) for n, s in STATES.items() if n in ("SfM", "Train", "Compress")
+        s.get("TimeoutSeconds", 0) for n, s in STATES.items() if n in {stage.state for stage in STAGES}
     )
     for name, state in STATES.items():
         if state["Type"] != "Task":
@@ -336,26 +336,26 @@ def test_every_task_has_a_limit_a_catch_and_comes_to_a_true_end():
 
 def test_limits_of_the_machine_are_longer_than_those_of_the_jobs():
     parameters = load_template()["Parameters"]
-    for state, stage in (("SfM", "Sfm"), ("Train", "Train"), ("Compress", "Compress")):
-        longest = parameters[f"{stage}MaxRuntimeSeconds"]["MaxValue"]
-        longest += parameters["SpotWaitSeconds"]["MaxValue"] if stage == "Train" else 0
-        assert STATES[state]["TimeoutSeconds"] > longest
+    for stage in STAGES:
+        longest = parameters[f"{stage.name.capitalize()}MaxRuntimeSeconds"]["MaxValue"]
+        longest += parameters["SpotWaitSeconds"]["MaxValue"] if stage.is_training else 0
+        assert STATES[stage.state]["TimeoutSeconds"] > longest
     for state in ("Settle", "Validate", "Notify", "NotifyFailure"):
         function = load_template()["Resources"][f"{state.removesuffix('Failure')}Function"]["Properties"]
         assert STATES[state]["TimeoutSeconds"] > function.get("Timeout", 60)
 
 
 def test_stage_payload_is_the_contracts():
-    for state, stage in (("SfM", "sfm"), ("Train", "train"), ("Compress", "compress")):
-        assert STATES[state]["Parameters"]["Payload"] == {
+    for stage in STAGES:
+        assert STATES[stage.state]["Parameters"]["Payload"] == {
             "state.$": "$",
-            "stage": stage,
+            "stage": stage.name,
             "attempt.$": "$$.State.RetryCount",
             "task_token.$": "$$.Task.Token",
             "execution_arn.$": "$$.Execution.Id",
         }
-        assert STATES[state]["ResultPath"] == f"$.{stage}"
-        assert ["Spaceport.Transient"] in [retry["ErrorEquals"] for retry in STATES[state]["Retry"]]
+        assert STATES[stage.state]["ResultPath"] == f"$.{stage.name}"
+        assert ["Spaceport.Transient"] in [retry["ErrorEquals"] for retry in STATES[stage.state]["Retry"]]
 
 
 # Asynchronous calls ---------------------------------------------------------------------------------------------------

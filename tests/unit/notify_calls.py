@@ -1,6 +1,8 @@
 """Calls of notify, and a job that it tells of."""
 
 import notify
+from base import layout
+from base.stages import STAGE_NAMES, STAGES
 from tests.unit.cloud import BUCKET, JOB, Cloud, add_job, load_event
 
 REPORT = {
@@ -13,12 +15,15 @@ LINK = f"https://pages.example.net/my-house/{JOB}/index.html"
 
 def finished(cloud: Cloud, **more) -> None:
     """A job whose stages have all ended."""
-    folders = {"sfm": "sfm/", "train": "train/x/output/model/", "compress": "compress/"}
+    folders = {stage: layout.output_prefix(JOB, stage, "x") for stage in STAGE_NAMES}
     done = {
-        stage: {"stage": stage, "output_uri": f"s3://{BUCKET}/work/{JOB}/{folder}", "cost_usd": 1}
+        stage: {"stage": stage, "output_uri": f"s3://{BUCKET}/{folder}", "cost_usd": 1}
         for stage, folder in folders.items()
     }
     add_job(results=done, **more)
+    for stage in STAGES:
+        for name in stage.writes:
+            cloud.put(folders[stage.name] + name, b"x")
     cloud.put(f"work/{JOB}/train/x/output/model/scene.ply", b"ply")
     for name in ("index.html", "viewer/main.js", "scene.sog", "report.html"):
         cloud.put(f"work/{JOB}/compress/{name}", b"x")
