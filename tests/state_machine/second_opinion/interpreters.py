@@ -137,7 +137,8 @@ class Scripted:
         if answer.kind == "raises":
             return {"FunctionError": "Unhandled", "Payload": io.BytesIO((answer.cause or "").encode())}
         if state in STAGES.values():
-            self.tokens.put((answer, parameters["task_token"]))
+            if self.case.stopped != state:  # the stop has ended the token: an answer would race with it
+                self.tokens.put((answer, parameters["task_token"]))
             return {"Payload": io.BytesIO(json.dumps(STARTED).encode())}
         return {"Payload": io.BytesIO(json.dumps(answer.value).encode())}
 
