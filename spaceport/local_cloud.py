@@ -13,21 +13,23 @@ import json
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
 import botocore.exceptions
 
+from spaceport.asl.api import StatesApi
 from spaceport.asl.journal import FileJournal, Journal, MemoryJournal
-from spaceport.asl.stepfunctions import ApiError, StepFunctions
+from spaceport.asl.stepfunctions import StepFunctions
 from spaceport.asl.tasks import TaskError, TaskOk, TaskResult, wrap_lambda_result
+from spaceport.asl.watched import WatchedJournal
 from spaceport.aws.endpoint import (
     IN_PROCESS_URL,
     AwsApplication,
     HttpServer,
     JsonService,
-    ServiceError,
     in_process_session,
     use_in_process,
 )
@@ -38,7 +40,7 @@ from spaceport.aws.storage import Storage
 from spaceport.base.clock import Clock
 from spaceport.base.durable import sync_folder
 from spaceport.jobs.runner import ProcessRunner, Runner
-from spaceport.jobs.sagemaker import SageMaker
+from spaceport.jobs.sagemaker import SageMaker, in_thread
 from spaceport.stack.root import CONTAINERS, TEMPLATE
 from spaceport.stack.template import ACCOUNT_ID, REGION, Function, Stack, Target, load_stack
 
@@ -47,65 +49,51 @@ OPTIMIZED = {"dynamodb": "DynamoDB", "sns": "SNS", "events": "EventBridge"}  # s
 Listener = Callable[[dict[str, Any]], None]
 
 
+@dataclass(eq=False)
 class LocalCloud:
-    """A deployed stack. Use as a context manager; one at a time in a process."""
+    """The deployed ``template`` with ``parameters``. Use as a context manager; one at a time in a process.
 
-    def __init__(
-        self,
-        work_dir: Path | None,
-        parameters: dict[str, str],
-        clock: Clock,
-        listener: Listener = lambda event: None,
-        *,
-        template: Path = TEMPLATE,
-        runner: Runner | None = None,
-        jobs_dir: Path | None = None,
-        outbox: Path | None = None,
-        duplicate_events: bool = False,
-        schedule_period_s: float | None = None,
-        ids: Callable[[], str] = lambda: str(uuid.uuid4()),
-        on_load: Callable[[Function, dict[str, ModuleType]], None] | None = None,
-        take_over: bool = False,
-    ) -> None:
-        """Deploy ``template`` with ``parameters``.
+    ``listener`` gets dicts with ``type`` and ``time`` (seconds since 1970) from any thread: state_entered,
+    state_resumed (entered under an earlier engine) and state_exited (state, execution, the latter with failed),
+    task_started (state, execution) for each try, retry_waited_for (state, execution, error, wait_s), progress
+    (state, job_name and the fields of progress.json), mail (to, path), log (text), execution_ended (execution,
+    status). ``runner`` replaces the processes of the jobs. ``take_over`` continues what an earlier engine left in
+    ``work_dir``; nothing happens before the clock runs. ``on_load`` see InProcessLambdas. ``schedule_period_s`` is for
+    tests on the real clock: every schedule of the template then runs that often (seconds), so that a sweep need not be
+    waited for five minutes.
+    """
 
-        ``listener`` gets dicts with ``type`` and ``time`` (seconds since 1970) from any thread: state_entered,
-        state_resumed (entered under an earlier engine) and state_exited (state, execution, the latter with failed),
-        task_started (state, execution) for each try, retry_waited_for (state, execution, error, wait_s), progress
-        (state, job_name and the fields of progress.json), mail (to, path), log (text), execution_ended (execution,
-        status). ``runner`` replaces the processes of the jobs. ``take_over``
-        continues what an earlier engine left in ``work_dir``; nothing happens before the clock runs. ``on_load`` see
-        InProcessLambdas. ``schedule_period_s`` is for tests on the real clock: every schedule of the template then runs
-        that often (seconds), so that a sweep need not be waited for five minutes.
-        """
-        self.clock = clock
-        self.work_dir = work_dir
-        self.listener = listener
-        self.ids = ids
+    work_dir: Path | None
+    parameters: dict[str, str]
+    clock: Clock
+    listener: Listener = lambda event: None
+    _: KW_ONLY
+    template: Path = TEMPLATE
+    runner: Runner | None = None
+    jobs_dir: Path | None = None
+    mail_dir: Path | None = None
+    duplicate_events: bool = False
+    schedule_period_s: float | None = None
+    ids: Callable[[], str] = lambda: str(uuid.uuid4())
+    on_load: Callable[[Function, dict[str, ModuleType]], None] | None = None
+    take_over: bool = False
+
+    def __post_init__(self) -> None:
         self._sequence = itertools.count()
         self._closers = contextlib.ExitStack()
         self._pending = 0
         self._idle = threading.Condition()
-        self.stack: Stack = load_stack(template, parameters)
+        self.stack: Stack = load_stack(self.template, self.parameters)
         self.bucket = self.stack.buckets[0].name
         self.machine_arn = self.stack.state_machines[0].arn
         self._stage_states = dict(_stage_states(self.stack.state_machines[0].definition))
         try:
-            self._start(runner, jobs_dir, outbox, duplicate_events, schedule_period_s, on_load, take_over)
+            self._start()
         except BaseException:
             self._closers.close()
             raise
 
-    def _start(
-        self,
-        runner: Runner | None,
-        jobs_dir: Path | None,
-        outbox: Path | None,
-        duplicate_events: bool,
-        schedule_period_s: float | None,
-        on_load: Callable[[Function, dict[str, ModuleType]], None] | None,
-        take_over: bool,
-    ) -> None:
+    def _start(self) -> None:
         work = self.work_dir
         if work:
             for name in ("rows", "executions", "sagemaker"):
@@ -114,22 +102,28 @@ class LocalCloud:
             sync_folder(work.parent)
         self.storage = Storage(work, ACCOUNT_ID, REGION)
         self._closers.callback(self.storage.close)
-        self.outbox = Outbox(outbox, self.stack.topics, self.clock, self._on_mail)
-        rules = self.stack.rules
+        self.outbox = Outbox(self.mail_dir, self.stack.topics, self.clock, self._on_mail)
         self.bus = EventBus(
-            self.clock, rules, self._deliver, self.ids, ACCOUNT_ID, REGION, duplicate_events, schedule_period_s
+            self.clock,
+            self.stack.rules,
+            self._deliver,
+            self.ids,
+            ACCOUNT_ID,
+            REGION,
+            self.duplicate_events,
+            self.schedule_period_s,
         )
         self._closers.callback(self.bus.close)
         self.sagemaker = SageMaker(
             self.clock,
             self.storage,
-            runner or ProcessRunner(CONTAINERS),
+            self.runner or ProcessRunner(CONTAINERS),
             self.bus.put,
-            jobs_dir=(jobs_dir or work / "jobs") if work else None,
+            jobs_dir=(self.jobs_dir or work / "jobs") if work else None,
             records_dir=work / "sagemaker" if work else None,
             logs=self._folder("logs"),
             on_progress=self._on_progress,
-            background=None if work else _at_once,
+            background=in_thread if work else _at_once,
         )
         self._closers.callback(self.sagemaker.close)
         self.step_functions = StepFunctions(
@@ -144,12 +138,12 @@ class LocalCloud:
         self.application.on_fault = lambda text: self.notify("log", text=f"a service failed: {text}", fault=True)
         use_in_process(self.application)
         self._closers.callback(use_in_process, None)
-        self._deploy(take_over)
-        self.lambdas: Lambdas = self._start_lambdas(on_load)
+        self._deploy()
+        self.lambdas: Lambdas = self._start_lambdas()
         self._closers.callback(self.lambdas.close)
         self.storage.on_created = self._on_object_created
         self.bus.start_schedules()
-        if take_over:
+        if self.take_over:
             self._take_over()
 
     def _folder(self, name: str) -> Path | None:
@@ -159,7 +153,7 @@ class LocalCloud:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _deploy(self, take_over: bool) -> None:
+    def _deploy(self) -> None:
         for bucket in self.stack.buckets:
             self.storage.create_bucket(bucket.name)
         for table in self.stack.tables:
@@ -170,12 +164,12 @@ class LocalCloud:
             for resource in _task_resources(machine.definition):
                 self._check_resource(resource)
             self.step_functions.create_state_machine(machine.arn, machine.definition, machine.role_arn)
-        if take_over:
+        if self.take_over:
             self.storage.load()
 
-    def _start_lambdas(self, on_load: Callable[[Function, dict[str, ModuleType]], None] | None) -> Lambdas:
+    def _start_lambdas(self) -> Lambdas:
         if self.work_dir is None:
-            return InProcessLambdas(self.stack, IN_PROCESS_URL, in_process_session(), on_load)
+            return InProcessLambdas(self.stack, IN_PROCESS_URL, in_process_session(), self.on_load)
         server = HttpServer(self.application)
         self._closers.callback(server.close)
         processes = LambdaProcesses(self.stack, server.url, self._folder("logs"))
@@ -225,13 +219,13 @@ class LocalCloud:
                 journal.tell_where_it_is(self.clock.now().timestamp())
         self.sagemaker.resume()
 
-    def _journal(self, execution_arn: str) -> _WatchedJournal:
+    def _journal(self, execution_arn: str) -> WatchedJournal:
         if self.work_dir is None:
             return self._watched(MemoryJournal())
         return self._watched(FileJournal(self.work_dir / "executions" / f"{execution_arn.rpartition(':')[2]}.jsonl"))
 
-    def _watched(self, journal: Journal) -> _WatchedJournal:
-        return _WatchedJournal(journal, self.storage.sync, self.notify)
+    def _watched(self, journal: Journal) -> WatchedJournal:
+        return WatchedJournal(journal, self.storage.sync, self.notify)
 
     # What AWS connects
 
@@ -368,108 +362,6 @@ class _Counted:
         """The engine closes the real ones."""
 
 
-class _WatchedJournal:
-    """A journal that is never ahead of the objects and rows on the disk, and tells of states entered and left."""
-
-    def __init__(self, journal: Journal, sync: Callable[[], None], notify: Callable[..., None]) -> None:
-        self._journal = journal
-        self._sync = sync
-        self._notify = notify
-        self._failed: dict[str, str] = {}  # frame: name of the error
-        self._execution = ""
-
-    def append(self, record: dict[str, Any]) -> None:
-        self._sync()
-        self._journal.append(record)
-        kind, frame = record["type"], record.get("frame", "")
-        if kind == "started":
-            self._execution = record["execution_arn"]
-        elif kind == "entered":
-            self._failed.pop(frame, None)
-            self._tell("state_entered", record)
-        elif kind == "scheduled":
-            self._tell("task_started", record)
-        elif kind == "failed":
-            self._failed[frame] = record["error"]
-        elif kind == "retry":
-            self._tell_of_retry(record, self._failed.pop(frame, ""), record["at"])
-        elif kind == "succeeded":
-            self._failed.pop(frame, None)
-        elif kind == "exited":
-            self._tell("state_exited", record, failed=frame in self._failed)
-
-    def _tell(self, event: str, record: dict[str, Any], **more: Any) -> None:
-        self._notify(event, state=record["state"], execution=self._execution, **more)
-
-    def _tell_of_retry(self, record: dict[str, Any], error: str, now_s: float) -> None:
-        self._tell("retry_waited_for", record, error=error, wait_s=max(0.0, record["due_at"] - now_s))
-
-    def tell_where_it_is(self, now_s: float) -> None:
-        """Tell of the states that an earlier engine entered and did not leave, and of retries that are not yet due."""
-        inside: dict[str, dict[str, Any]] = {}
-        last: dict[str, dict[str, Any]] = {}
-        errors: dict[str, str] = {}
-        for record in self._journal.read():
-            frame = record.get("frame", "")
-            if record["type"] == "entered":
-                inside[frame] = record
-            elif record["type"] == "exited":
-                inside.pop(frame, None)
-            elif record["type"] == "failed":
-                errors[frame] = record["error"]
-            last[frame] = record
-        for frame, record in inside.items():
-            self._tell("state_resumed", record)
-            if last[frame]["type"] == "retry":
-                self._tell_of_retry(last[frame], errors.get(frame, ""), now_s)
-
-    def read(self) -> list[dict[str, Any]]:
-        records = self._journal.read()
-        if records and records[0].get("type") == "started":
-            self._execution = records[0]["execution_arn"]
-        return records
-
-
-class StatesApi:
-    """The Step Functions API as JSON requests, as far as functions use it."""
-
-    def __init__(self, step_functions: StepFunctions) -> None:
-        self.step_functions = step_functions
-
-    def call(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
-        """The answer of one operation. Raises ServiceError."""
-        states = self.step_functions
-        operations: dict[str, Callable[[], Any]] = {
-            "StartExecution": lambda: self._start(request),
-            "DescribeExecution": lambda: states.describe_execution(request["executionArn"]),
-            "StopExecution": lambda: {
-                "stopDate": states.stop_execution(request["executionArn"], request.get("error"), request.get("cause"))
-            },
-            "RedriveExecution": lambda: {"redriveDate": states.redrive_execution(request["executionArn"])},
-            "ListExecutions": lambda: {
-                "executions": states.list_executions(request["stateMachineArn"], request.get("statusFilter"))
-            },
-            "GetExecutionHistory": lambda: {"events": states.get_execution_history(request["executionArn"])},
-            "SendTaskSuccess": lambda: states.send_task_success(request["taskToken"], request["output"]),
-            "SendTaskFailure": lambda: states.send_task_failure(
-                request["taskToken"], request.get("error"), request.get("cause")
-            ),
-            "SendTaskHeartbeat": lambda: states.send_task_heartbeat(request["taskToken"]),
-        }
-        if operation not in operations:
-            raise ServiceError("UnknownOperationException", f"{operation} is not played locally")
-        try:
-            return operations[operation]() or {}
-        except ApiError as error:
-            raise ServiceError(error.code, str(error)) from error
-
-    def _start(self, request: dict[str, Any]) -> dict[str, Any]:
-        arn = self.step_functions.start_execution(
-            request["stateMachineArn"], request.get("name"), request.get("input", "{}")
-        )
-        return {"executionArn": arn, "startDate": self.step_functions.describe_execution(arn)["startDate"]}
-
-
 def _at_once(work: Callable[[], None]) -> None:
     work()
 
@@ -486,5 +378,5 @@ def _task_resources(definition: dict[str, Any]) -> Iterator[str]:
     for state in definition["States"].values():
         if state["Type"] == "Task":
             yield state["Resource"]
-        for branch in [*state.get("Branches", []), *(state[k] for k in ("Iterator", "ItemProcessor") if k in state)]:
+        for branch in [*state.get("Branches", []), *([state["ItemProcessor"]] if "ItemProcessor" in state else [])]:
             yield from _task_resources(branch)

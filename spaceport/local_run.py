@@ -244,7 +244,7 @@ class _Run:
             clock,
             self._on_event,
             jobs_dir=Path(jobs_dir) if jobs_dir else None,
-            outbox=self.out / "outbox",
+            mail_dir=self.out / "outbox",
             take_over=take_over,
             **self.engine_options,
         )

@@ -26,8 +26,10 @@ import botocore.session
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
+from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from spaceport.aws.storage import Storage
+from spaceport.base.errors import ServiceError
 from spaceport.stack.template import REGION
 
 HOST = "127.0.0.1"
@@ -38,16 +40,6 @@ ROW_WRITERS = {"PutItem", "UpdateItem", "DeleteItem", "BatchWriteItem", "Transac
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
-
-
-class ServiceError(Exception):
-    """A call that AWS would refuse: ``code`` is AWS's error code."""
-
-    def __init__(self, code: str, message: str, status: int = 400) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.message = message
-        self.status = status
 
 
 class JsonService(Protocol):
@@ -115,16 +107,8 @@ class AwsApplication:
 
     def _ask_moto(self, environ: Environ, body: bytes) -> tuple[str, list[tuple[str, str]], bytes]:
         environ = {**environ, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
-        answers: list[tuple[str, list[tuple[str, str]]]] = []
-
-        def start_response(status: str, headers: list[tuple[str, str]], _error: Any = None) -> Callable[[bytes], None]:
-            answers.append((status, headers))
-            return lambda _data: None
-
-        chunks = self.moto(environ, start_response)
-        data = b"".join(chunks)
-        status, headers = answers[-1]
-        return status, headers, data
+        chunks, status, headers = run_wsgi_app(self.moto, environ)
+        return status, list(headers), b"".join(chunks)
 
     def _part_of_object(self, environ: Environ) -> tuple[str, list[tuple[str, str]], bytes] | None:
         """The answer to a GET of some bytes, read from the object's file; moto reads all of it for each range.
@@ -300,43 +284,20 @@ def use_in_process(application: AwsApplication | None) -> None:
 
 def send_in_process(application: AwsApplication, request: AWSPreparedRequest) -> AWSResponse:
     """Answer one signed request by calling the application."""
-    answers: list[tuple[str, list[tuple[str, str]]]] = []
-
-    def start_response(status: str, headers: list[tuple[str, str]], _error: Any = None) -> None:
-        answers.append((status, headers))
-
-    data = b"".join(application(_wsgi_environ(request), start_response))
-    status, headers = answers[-1]
-    return AWSResponse(request.url, int(status.split()[0]), dict(headers), _RawBody(data))  # type: ignore[arg-type]
-
-
-def _wsgi_environ(request: AWSPreparedRequest) -> Environ:
     url = urllib.parse.urlsplit(request.url)
     body: Any = request.body
     data = body.read() if hasattr(body, "read") else body or b""
-    data = data.encode() if isinstance(data, str) else bytes(data)
-    environ: Environ = {
-        "REQUEST_METHOD": request.method,
-        "SCRIPT_NAME": "",
-        "PATH_INFO": urllib.parse.unquote_to_bytes(url.path).decode("latin-1"),
-        "RAW_URI": request.url[request.url.index(url.netloc) + len(url.netloc) :],
-        "QUERY_STRING": url.query,
-        "SERVER_NAME": url.hostname,
-        "SERVER_PORT": str(url.port or 80),
-        "SERVER_PROTOCOL": "HTTP/1.1",
-        "HTTP_HOST": url.netloc,
-        "wsgi.url_scheme": url.scheme,
-        "wsgi.input": io.BytesIO(data),
-        "wsgi.errors": sys.stderr,
-        "wsgi.version": (1, 0),
-        "wsgi.multithread": True,
-        "wsgi.multiprocess": False,
-        "wsgi.run_once": False,
-    }
-    for name, value in request.headers.items():
-        text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
-        environ["HTTP_" + name.upper().replace("-", "_")] = text
-    environ["CONTENT_TYPE"] = environ.pop("HTTP_CONTENT_TYPE", "")
-    environ["CONTENT_LENGTH"] = str(len(data))
-    environ.pop("HTTP_CONTENT_LENGTH", None)
-    return environ
+    headers = [(k, v.decode("latin-1") if isinstance(v, bytes) else str(v)) for k, v in request.headers.items()]
+    environ = EnvironBuilder(
+        method=request.method,
+        base_url=f"{url.scheme}://{url.netloc}",
+        query_string=url.query,
+        headers=headers,
+        data=data.encode() if isinstance(data, str) else bytes(data),
+        environ_overrides={  # as signed: EnvironBuilder would quote the path anew
+            "PATH_INFO": urllib.parse.unquote_to_bytes(url.path).decode("latin-1"),
+            "RAW_URI": request.url[request.url.index(url.netloc) + len(url.netloc) :],
+        },
+    ).get_environ()
+    chunks, status, answered = run_wsgi_app(application, environ)
+    return AWSResponse(request.url, int(status.split()[0]), dict(answered), _RawBody(b"".join(chunks)))  # type: ignore[arg-type]

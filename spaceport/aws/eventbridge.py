@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from spaceport.aws.endpoint import ServiceError
 from spaceport.base.clock import Clock, Timer
+from spaceport.base.errors import ServiceError
 from spaceport.stack.template import Rule, Target
 
 MAX_EVENT_BYTES = 256 * 1024

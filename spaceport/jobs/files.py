@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,6 +21,8 @@ from spaceport.aws.storage import Storage, StorageError
 CONTAINER_ROOT = PurePosixPath("/opt/ml")
 DEFAULT_CHECKPOINTS = "/opt/ml/checkpoints"
 REASON_BYTES = 1024
+PROGRESS_INTERVAL_S = 0.25
+SYNC_INTERVAL_S = 1.0
 
 
 class TransferError(Exception):
@@ -63,6 +66,23 @@ class JobFiles:
             self._prepare_training()
         else:
             self._prepare_processing()
+
+    def watch(self, ended: threading.Event, on_progress: Callable[[dict[str, Any]], None]) -> None:
+        """Pass on progress and keep continuous folders uploaded while the program runs."""
+        last: dict[str, Any] | None = None
+        ticks = 0
+        while not ended.wait(PROGRESS_INTERVAL_S):
+            try:
+                progress = self.progress()
+                if progress and progress != last:
+                    last = progress
+                    on_progress(progress)
+                ticks += 1
+                if ticks % round(SYNC_INTERVAL_S / PROGRESS_INTERVAL_S) == 0:
+                    self.sync()
+            except (OSError, ValueError) as error:
+                # A full disk or a half-written file: the last upload, after the program, decides about the job.
+                on_progress({"warning": f"upload of {self.folder.name} failed, will be repeated: {error}"})
 
     def _prepare_training(self) -> None:
         config = self.root / "input" / "config"

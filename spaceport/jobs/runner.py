@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from spaceport.jobs.shapes import Record
+
 LAUNCHER = Path(__file__).with_name("process.py")
 PRIVATE_PREFIXES = ("AWS_", "SPACEPORT_", "PYTHONPATH")
 
@@ -28,6 +30,22 @@ class JobStart:
     environment: dict[str, str]
     folder: Path | None  # holds `ml`, the job's /opt/ml, filled with its inputs; None when the engine keeps no files
     log: Path | None
+
+
+def job_start(record: Record, arn: str, region: str, folder: Path | None, log: Path | None) -> JobStart:
+    """The program that a job's request names, and its environment."""
+    request = record.request
+    specification = request["AlgorithmSpecification" if record.kind == "training" else "AppSpecification"]
+    arguments = specification.get("ContainerArguments", ["train"] if record.kind == "training" else [])
+    title = record.kind.upper()
+    environment = {
+        "AWS_REGION": region,
+        f"{title}_JOB_NAME": record.name,
+        f"{title}_JOB_ARN": arn,
+        **request.get("Environment", {}),
+    }
+    command = [*specification["ContainerEntrypoint"], *arguments]
+    return JobStart(record.name, request, command, environment, folder, log)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """SageMaker on one machine: training and processing jobs with SageMaker's API, statuses, events and failure texts.
 
-Requests are checked against the service description of botocore. What a job does is left to a runner (job_runner.py);
-its files are moved by job_files.py. All state changes happen on the clock's thread. Life of a job: API reference,
+Requests are checked against the service description of botocore. What a job does is left to a runner (runner.py);
+its files are moved by files.py. All state changes happen on the clock's thread. Life of a job: API reference,
 SecondaryStatus.
 """
 
@@ -13,21 +13,19 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spaceport.aws.endpoint import ServiceError
 from spaceport.aws.storage import Storage, StorageError
 from spaceport.base.clock import Clock, Timer
 from spaceport.base.durable import write_json
+from spaceport.base.errors import ServiceError
 from spaceport.jobs.files import JobFiles, TransferError
-from spaceport.jobs.runner import Exit, Handle, JobStart, Runner, kill_leftover
-from spaceport.jobs.shapes import Record, describe, event_detail, validate
+from spaceport.jobs.runner import Exit, Handle, Runner, job_start, kill_leftover
+from spaceport.jobs.shapes import Record, describe, event_detail, summary, validate
 
 STOP_GRACE_S = 120.0  # SIGTERM to SIGKILL, as `docker stop -t 120`
-PROGRESS_INTERVAL_S = 0.25
-SYNC_INTERVAL_S = 1.0
 ENDED = ("Completed", "Failed", "Stopped")
 Emit = Callable[[str, str, dict[str, Any], list[str]], object]  # source, detail-type, detail, resources
 
@@ -46,36 +44,31 @@ class Running:
     released: threading.Event = field(default_factory=threading.Event)  # nothing of the job goes on any more
 
 
+def in_thread(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name="sagemaker-files", daemon=True).start()
+
+
+@dataclass(eq=False)
 class SageMaker:
-    """The API (``call``), and the life of each job. ``call`` may be used from any thread."""
+    """The API (``call``), and the life of each job. ``call`` may be used from any thread.
 
-    def __init__(
-        self,
-        clock: Clock,
-        storage: Storage,
-        runner: Runner,
-        emit: Emit,
-        *,
-        jobs_dir: Path | None = None,
-        records_dir: Path | None = None,
-        logs: Path | None = None,
-        on_progress: Callable[[str, dict[str, Any]], None] = lambda name, progress: None,
-        background: Callable[[Callable[[], None]], None] | None = None,
-    ) -> None:
-        """Without ``jobs_dir`` jobs have no files: the runner is a stand-in that knows what a program would write.
+    Without ``jobs_dir`` jobs have no files: the runner is a stand-in that knows what a program would write.
+    ``background`` runs a function that moves files, off the clock's thread, or at once for a virtual clock.
+    ``on_progress(job name, progress.json)`` is called from the watching thread of a job.
+    """
 
-        ``background`` runs a function that moves files, off the clock's thread (default), or at once for a virtual
-        clock. ``on_progress(job name, progress.json)`` is called from the watching thread of a job.
-        """
-        self.clock = clock
-        self.storage = storage
-        self.runner = runner
-        self.emit = emit
-        self.jobs_dir = jobs_dir
-        self.records_dir = records_dir
-        self.logs = logs
-        self.on_progress = on_progress
-        self.background = background or _in_thread
+    clock: Clock
+    storage: Storage
+    runner: Runner
+    emit: Emit
+    _: KW_ONLY
+    jobs_dir: Path | None = None
+    records_dir: Path | None = None
+    logs: Path | None = None
+    on_progress: Callable[[str, dict[str, Any]], None] = lambda name, progress: None
+    background: Callable[[Callable[[], None]], None] = in_thread
+
+    def __post_init__(self) -> None:
         self.lock = threading.RLock()
         self.jobs: dict[tuple[str, str], Record] = {}
         self.running: dict[tuple[str, str], Running] = {}
@@ -133,23 +126,15 @@ class SageMaker:
             self._end_program(record, "user")
 
     def _list(self, kind: str, request: dict[str, Any]) -> dict[str, Any]:
-        title = kind.capitalize()
         found = [
-            {
-                f"{title}JobName": record.name,
-                f"{title}JobArn": self.arn(kind, record.name),
-                "CreationTime": record.created_at,
-                "LastModifiedTime": record.modified_at,
-                f"{title}JobStatus": record.status,
-                **({f"{title}EndTime": record.ended_at} if record.ended_at else {}),
-            }
+            summary(record, self.arn(kind, record.name))
             for (job_kind, _), record in self.jobs.items()
             if job_kind == kind
             and request.get("NameContains", "") in record.name
             and request.get("StatusEquals", record.status) == record.status
         ]
         found.sort(key=lambda job: str(job["CreationTime"]), reverse=True)
-        return {f"{title}JobSummaries": found[: request.get("MaxResults", 100)]}
+        return {f"{kind.capitalize()}JobSummaries": found[: request.get("MaxResults", 100)]}
 
     def arn(self, kind: str, name: str) -> str:
         return f"arn:aws:sagemaker:{self.storage.region}:{self.storage.account_id}:{kind}-job/{name}"
@@ -198,7 +183,8 @@ class SageMaker:
             if record.kind == "training":
                 self._change(record, "InProgress", "Training", "Training image download completed.")
             running.program_started_at = self._now()
-            start = self._job_start(record)
+            arn, log = self.arn(record.kind, record.name), self.logs / f"{record.name}.log" if self.logs else None
+            start = job_start(record, arn, self.storage.region, self._folder(record), log)
 
             def on_exit(result: Exit) -> None:
                 self.clock.call_soon(lambda: self._after_program(record, running, result))
@@ -213,41 +199,12 @@ class SageMaker:
             running.timers.append(self.clock.call_later(limit_s, lambda: self._over_limit(record)))
         if running.files:
             running.watcher = threading.Thread(
-                target=self._watch, args=(record, running, running.files), name=f"watch-{record.name}", daemon=True
+                target=running.files.watch,
+                args=(running.ended, lambda progress: self.on_progress(record.name, progress)),
+                name=f"watch-{record.name}",
+                daemon=True,
             )
             running.watcher.start()
-
-    def _job_start(self, record: Record) -> JobStart:
-        request = record.request
-        specification = request["AlgorithmSpecification" if record.kind == "training" else "AppSpecification"]
-        arguments = specification.get("ContainerArguments", ["train"] if record.kind == "training" else [])
-        title = record.kind.upper()
-        environment = {
-            "AWS_REGION": self.storage.region,
-            f"{title}_JOB_NAME": record.name,
-            f"{title}_JOB_ARN": self.arn(record.kind, record.name),
-            **request.get("Environment", {}),
-        }
-        log = self.logs / f"{record.name}.log" if self.logs else None
-        command = [*specification["ContainerEntrypoint"], *arguments]
-        return JobStart(record.name, request, command, environment, self._folder(record), log)
-
-    def _watch(self, record: Record, running: Running, files: JobFiles) -> None:
-        """Pass on progress and keep continuous folders uploaded while the program runs."""
-        last: dict[str, Any] | None = None
-        ticks = 0
-        while not running.ended.wait(PROGRESS_INTERVAL_S):
-            try:
-                progress = files.progress()
-                if progress and progress != last:
-                    last = progress
-                    self.on_progress(record.name, progress)
-                ticks += 1
-                if ticks % round(SYNC_INTERVAL_S / PROGRESS_INTERVAL_S) == 0:
-                    files.sync()
-            except (OSError, ValueError) as error:
-                # A full disk or a half-written file: the last upload, after the program, decides about the job.
-                self.on_progress(record.name, {"warning": f"upload of {record.name} failed, will be repeated: {error}"})
 
     def _over_limit(self, record: Record) -> None:
         with self.lock:
@@ -431,10 +388,6 @@ class SageMaker:
             with contextlib.suppress(OSError):  # an older checkpoint is stored already
                 JobFiles(self.storage, folder, record.kind, record.request).sync()
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _in_thread(work: Callable[[], None]) -> None:
-    threading.Thread(target=work, name="sagemaker-files", daemon=True).start()
 
 
 def _name_key(kind: str) -> str:

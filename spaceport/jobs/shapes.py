@@ -14,7 +14,7 @@ from botocore.loaders import Loader
 from botocore.model import ServiceModel, Shape
 from botocore.validate import ParamValidator
 
-from spaceport.aws.endpoint import ServiceError
+from spaceport.base.errors import ServiceError
 from spaceport.jobs.files import model_uri
 
 
@@ -140,6 +140,19 @@ PROCESSING_EVENT_KEYS = (
     "RoleArn",
     "ExperimentConfig",
 )
+
+
+def summary(record: Record, arn: str) -> dict[str, Any]:
+    """One entry of ListTrainingJobs or ListProcessingJobs."""
+    title = record.kind.capitalize()
+    return {
+        f"{title}JobName": record.name,
+        f"{title}JobArn": arn,
+        "CreationTime": record.created_at,
+        "LastModifiedTime": record.modified_at,
+        f"{title}JobStatus": record.status,
+        **({f"{title}EndTime": record.ended_at} if record.ended_at else {}),
+    }
 
 
 def event_detail(record: Record, arn: str) -> dict[str, Any]:

@@ -191,7 +191,7 @@ def test_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """SIGTERM in each phase: the program ends in time, says so by 143, and has written no half result."""
-    monkeypatch.setattr("spaceport.jobs.sagemaker.PROGRESS_INTERVAL_S", 0.02)  # a phase must not pass between two looks
+    monkeypatch.setattr("spaceport.jobs.files.PROGRESS_INTERVAL_S", 0.02)  # a phase must not pass between two looks
     provide(player, stage, many_photos, good_run)
     if stage == "compress":
         player.put_result("train", large_scene)

@@ -12,13 +12,13 @@ from spaceport.aws.endpoint import (
     IN_PROCESS_URL,
     AwsApplication,
     HttpServer,
-    ServiceError,
     in_process_session,
     use_in_process,
 )
 from spaceport.aws.mail import Outbox
 from spaceport.aws.storage import FileValue, Storage, StorageError
 from spaceport.base.clock import VirtualClock
+from spaceport.base.errors import ServiceError
 from spaceport.stack.template import Topic
 
 BUCKET = "bucket-one"

@@ -63,8 +63,6 @@ KNOWN = {
     "benchmarks/iteration_cpu.py",
     "benchmarks/gsplat_runner.py",
     "spaceport/asl/execution.py",
-    "spaceport/jobs/sagemaker.py",
-    "spaceport/local_cloud.py",
     "spaceport/local_run.py",
     "spaceport/sample_render.py",
     "spaceport/sample_scene.py",

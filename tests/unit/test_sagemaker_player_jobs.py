@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from spaceport.aws.endpoint import ServiceError
+from spaceport.base.errors import ServiceError
 from tests.unit.sagemaker_bench import BUCKET, bench, processing, programs, training
 
 __all__ = ["bench", "programs"]

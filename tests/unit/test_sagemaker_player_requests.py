@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from spaceport.aws.endpoint import ServiceError
 from spaceport.base.clock import VirtualClock
+from spaceport.base.errors import ServiceError
 from spaceport.jobs.files import JobFiles, TransferError
 from spaceport.jobs.runner import Exit
 from tests.unit.sagemaker_bench import BUCKET, Bench, bench, processing, programs, training
