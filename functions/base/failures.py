@@ -63,7 +63,7 @@ _EXIT_CODE = re.compile(r",?\s*exit code:?\s*\d+\s*$", re.IGNORECASE)
 
 
 class FailureRecord(TypedDict):
-    """A `Failure` as it is stored and sent."""
+    """Why a job failed, as it is stored and sent."""
 
     code: Annotated[str, Field(description="stable, upper case, such as TOO_FEW_PHOTOS")]
     reason: Annotated[str, Field(description="one plain text for the user")]

@@ -24,7 +24,7 @@ class SceneSucceeded(TypedDict):
 
     job_id: JobId
     scene: Annotated[str, Field(description="the scene's folder under uploads/")]
-    status: Literal["SUCCEEDED"]
+    status: Annotated[Literal["SUCCEEDED"], Field(description="as in the job table")]
     result_url: Annotated[
         str,
         Field(description="https:// of the scene's page; s3:// of its scene.html where no web server serves results"),
