@@ -36,8 +36,8 @@ def _config(connect_timeout_s: float, read_timeout_s: float, tries: int) -> Conf
 
 
 CONFIG = _config(5, 20, tries=3)
-# Claiming a message, sending it by mail and to the topic, and marking it must fit into the claim (table/jobs.py), slow as the
-# services may be.
+# Claiming a message, sending it by mail and to the topic, and marking it must fit into the claim (table/jobs.py), slow
+# as the services may be.
 TABLE_CONFIG = _config(2, 6, tries=3)
 SENDING_CONFIG = _config(2, 12, tries=2)
 
