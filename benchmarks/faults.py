@@ -1,4 +1,4 @@
-"""Random schedules of faults against the control plane: ``python -m benchmarks.faults [--schedules 20000]``.
+"""Random schedules of faults against the control plane: ``python -m benchmarks faults [--schedules 20000]``.
 
 Runs the table state x fault, the schedules of seeds 0 .. n-1 on all cores, and the planted bugs; writes
 benchmarks/results/faults.json. A failing seed is printed with the command that replays it.
@@ -55,7 +55,7 @@ def main() -> int:
         "planted_bugs": len(planted.BUGS),
         "caught": caught,
     }
-    command = "python -m benchmarks.faults"
+    command = "python -m benchmarks faults"
     if arguments.schedules >= schedules.WHOLE:
         write_result("faults", figures, command, powertools=version("aws-lambda-powertools"))
     else:

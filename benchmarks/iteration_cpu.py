@@ -16,26 +16,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
-import time
 from collections import defaultdict
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.recording import read_result, write_result
+
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks/results/iteration-cpu.json"
-MODELS = ROOT / "build/iteration-cpu"
+NAME = "iteration-cpu"
+HERE = ROOT / "containers"
+PROGRAM = [sys.executable, "-m", "benchmarks.iteration_steps"]
 ROWS = [(count, side) for side in (400, 640) for count in (20_000, 30_000, 60_000, 100_000)]
-MODEL_STEPS, MODEL_SIDE = 2_500, 400
 ROUNDS, STEPS = 3, 10  # each version takes STEPS steps, in turn, ROUNDS times
-SEED = 1
-SH_DEGREE = 1
 
 
 def main() -> None:
@@ -43,44 +39,32 @@ def main() -> None:
     parser.add_argument("sfm", type=Path, help="folder that SfM wrote")
     parser.add_argument("--containers", type=Path, help="containers/ of the version to compare with")
     parser.add_argument("--only", nargs="+", choices=[row_name(*row) for row in ROWS])
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--model", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.serve:
-        sys.path[:0] = [str(arguments.containers)]
-        serve(arguments.sfm)
-        return
-    if arguments.model:
-        sys.path[:0] = [str(ROOT / "containers")]
-        make_model(arguments.sfm, arguments.model)
-        return
     rows = [row for row in ROWS if not arguments.only or row_name(*row) in arguments.only]
     for count in sorted({count for count, _ in rows}):
         if not model_path(count).is_file():
-            run_here(arguments.sfm, "--model", str(count))
-    versions = {"after": ROOT / "containers"}
+            model = ["model", str(arguments.sfm), str(model_path(count)), str(count)]
+            subprocess.run([*PROGRAM, *model], env=environment(HERE), check=True)
+    versions = {"after": HERE}
     if arguments.containers:
         versions = {"before": arguments.containers.resolve(), **versions}
-    measured = json.loads(RESULT.read_text())["rows"] if RESULT.is_file() else {}
+    measured = read_result(NAME).get("rows", {})
     measured |= {row_name(*row): measure(arguments.sfm, versions, *row) for row in rows}
-    sys.path[:0] = [str(ROOT / "containers")]
-    from splat.threads import available_cores
-    from train.cpu.engine import cpu_model
-
-    report = {
-        "name": "iteration-cpu",
-        "date": date.today().isoformat(),
-        "machine": cpu_model(),
-        "threads": available_cores(),
+    details = {
+        "threads": len(os.sched_getaffinity(0)),
         "load_average": round(os.getloadavg()[0], 1),  # well above the threads: trust processor time, not wall time
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in ("numba", "llvmlite", "numpy")}},
-        "command": "python -m benchmarks iteration_cpu SFM_FOLDER",
-        "figures": figures(measured),
         "rows": measured,
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    write_result(NAME, figures(measured), "python -m benchmarks iteration_cpu SFM_FOLDER", details=details)
+
+
+def environment(containers: Path) -> dict[str, str]:
+    """The environment of a process that runs the stage programs in ``containers``."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(containers)])}
+
+
+def model_path(count: int) -> Path:
+    return ROOT / f"build/iteration-cpu/{count}.ply"
 
 
 def row_name(count: int, side: int) -> str:
@@ -98,21 +82,22 @@ def figures(measured: dict[str, dict[str, Any]]) -> dict[str, float]:
     return result
 
 
-def run_here(sfm: Path, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "benchmarks", "iteration_cpu", str(sfm), *arguments], check=True)
-
-
 def measure(sfm: Path, versions: dict[str, Path], count: int, side: int) -> dict[str, Any]:
     """Each version runs in a process of its own; only one of them works at a time."""
     servers = {}
     for name, containers in versions.items():
-        command = [sys.executable, __file__, str(sfm), "--serve", "--containers", str(containers)]
-        servers[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        ask(servers[name], {"count": count, "side": side})
+        servers[name] = subprocess.Popen(
+            [*PROGRAM, "serve", str(sfm)],
+            env=environment(containers),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        ask(servers[name], {"count": count, "side": side, "model": str(model_path(count))})
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in versions}
     for i in range(ROUNDS):
         for name, server in servers.items():
-            rounds[name].append(ask(server, {"first": i * STEPS}))
+            rounds[name].append(ask(server, {"first": i * STEPS, "steps": STEPS}))
     for server in servers.values():
         server.communicate("", timeout=30)
     threads = len(os.sched_getaffinity(0))
@@ -140,84 +125,6 @@ def ask(server: subprocess.Popen, question: dict[str, Any]) -> Any:
     server.stdin.write(json.dumps(question) + "\n")
     server.stdin.flush()
     return json.loads(server.stdout.readline())
-
-
-# ------------------------------------------------------------------ in the process of one version
-
-
-def model_path(count: int) -> Path:
-    return MODELS / f"{count}.ply"
-
-
-def make_model(sfm: Path, count: int) -> None:
-    """A model of ``count`` Gaussians that is trained far enough to look like the scene."""
-    from splat.cameras import read_scene
-    from splat.model import write_ply
-    from train.dataset import initial_gaussians, load_dataset, scene_extent
-    from train.engine import open_engine
-    from train.relocation import refine
-    from train.schedule import Schedule
-
-    scene = read_scene(sfm)
-    photos = load_dataset(scene, MODEL_SIDE, False).train
-    rng = np.random.default_rng(SEED)
-    engine = open_engine(photos, count, SH_DEGREE, SEED, gpu=False)
-    engine.load(initial_gaussians(scene, count, rng))
-    schedule, extent = Schedule(full_from=0.7), scene_extent([photo.view for photo in photos])
-    for i in range(MODEL_STEPS):
-        progress = i / MODEL_STEPS
-        rates = schedule.rates(progress, extent)
-        engine.step([i % len(photos)], schedule.level(progress), schedule.sh_degree(progress, SH_DEGREE), rates)
-        if i % 40 == 39 and progress < schedule.refine_until:
-            refine(engine, rng, schedule.growth)
-    assert engine.count() == count, engine.count()
-    MODELS.mkdir(parents=True, exist_ok=True)
-    write_ply(model_path(count), engine.gaussians())
-
-
-def serve(sfm: Path) -> None:
-    """Answer questions on standard input: first what to load, then where in the photos to take the next steps."""
-    from splat.cameras import read_scene
-    from splat.model import read_ply
-    from train.dataset import load_dataset, scene_extent
-    from train.engine import open_engine
-    from train.schedule import Schedule
-
-    wanted = json.loads(sys.stdin.readline())
-    photos = load_dataset(read_scene(sfm), wanted["side"], False).train
-    engine = open_engine(photos, wanted["count"], SH_DEGREE, SEED, gpu=False)
-    engine.load(read_ply(model_path(wanted["count"])))
-    rates = Schedule().rates(0.5, scene_extent([photo.view for photo in photos]))
-    for photo in range(3):
-        engine.step([photo], 1, SH_DEGREE, rates)
-    parts = instrument()
-    print(json.dumps("ready"), flush=True)
-    for line in sys.stdin:
-        first = json.loads(line)["first"]
-        parts.clear()
-        wall, cpu = [], []
-        for i in range(first, first + STEPS):
-            wall_start, cpu_start = time.perf_counter(), time.process_time()
-            engine.step([i % len(photos)], 1, SH_DEGREE, rates)
-            wall.append(1000 * (time.perf_counter() - wall_start))
-            cpu.append(1000 * (time.process_time() - cpu_start))
-        print(json.dumps({"wall_ms": wall, "cpu_ms": cpu, "parts": parts}), flush=True)
-
-
-def instrument() -> dict[str, float]:
-    """Sum processor milliseconds by kernel from now on; what is left of a step is Python and numpy."""
-    from splat.threads import Workers
-
-    parts: dict[str, float] = defaultdict(float)
-    run = Workers.run
-
-    def timed(self: Workers, kernel: Any, *arguments: Any, **options: Any) -> None:
-        start = time.process_time()
-        run(self, kernel, *arguments, **options)
-        parts[kernel.__name__] += 1000 * (time.process_time() - start)
-
-    Workers.run = timed  # type: ignore[method-assign]
-    return parts
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the result page starts in a browser: `python -m benchmarks.page RESULT_FOLDER`, of a run.
+"""How the result page starts in a browser: `python -m benchmarks page RESULT_FOLDER`, of a run.
 
 Headless Chromium draws with the CPU (SwiftShader), so a real machine is faster. First frame: from the start of the
 navigation to the signal of the viewer, median of five loads with an empty cache.
@@ -67,7 +67,7 @@ def main() -> None:
         "console_errors": max(count for _, _, count in loads),
         "sog_bytes": (folder / "scene.sog").stat().st_size,
     }
-    write_result("page", figures, "python -m benchmarks.page RESULT_FOLDER", chromium=version)
+    write_result("page", figures, "python -m benchmarks page RESULT_FOLDER", chromium=version)
 
 
 if __name__ == "__main__":

@@ -9,21 +9,23 @@ over SH degrees 0 to 3 and two backgrounds. Results: benchmarks/results/rasteriz
 
 from __future__ import annotations
 
+import argparse
 import time
 from importlib.metadata import version
 
 import numpy as np
-from test_splat_raster import check, make_gaussians, make_view  # type: ignore[import-not-found]
 
 from benchmarks.recording import write_result
 from splat.cameras import View
 from splat.model import Gaussians
 from splat.raster import Rasterizer, pack, zero_rows
+from tests.containers.test_splat_raster import check, make_gaussians, make_view
 
 REPEATS = 15
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     image_error, gradient_error = exactness()
     figures = {
         "ms_cpu_20k_400x300": round(cpu_ms(20_000, 400, 300), 2),

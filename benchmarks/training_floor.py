@@ -1,7 +1,8 @@
-"""The bytes that a step of GPU training must move, and the time they take: python -m benchmarks training_floor
+"""The bytes that a step of GPU training must move and the time they take: python -m benchmarks training_floor
 
-Prints the tables of docs/gpu-training.md (--write puts them in). Everything here is computed: floats that each kernel
-reads and writes once, at the bandwidth of the data sheets; nothing was measured. "Before" are the kernels that
+Prints the computed tables of docs/training-measured.md (--write puts them in): the bytes of a step, the memory that is
+planned, and how long the presets take. Bytes are floats that each kernel reads and writes once, at the bandwidth of the
+data sheets. "Before" are the kernels that
 benchmarks/results/training-h100.json was measured with, "now" those of training-h200.json.
 """
 
@@ -11,14 +12,14 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gpus import GPUS
+from benchmarks.gpus import GPUS, iteration_ms, newest
 from benchmarks.marks import filled
-from train import memory
+from train import memory, presets
 from train.memory import Plan, Room
 
 ROOT = Path(__file__).resolve().parents[1]
 
-PAGE = ROOT / "docs" / "gpu-training.md"
+PAGE = ROOT / "docs" / "training-measured.md"
 BANDWIDTH = {name: GPUS[name].bandwidth for name in ("H200", "H100", "T4", "L4")}
 GAUSSIANS, PIXELS, SH = 300_000, 1200 * 900, 48  # SH numbers of a Gaussian, degree 3
 PAIRS_EACH = 3  # tile intersections of a Gaussian; assumed
@@ -150,14 +151,24 @@ def memory_table() -> str:
     return "\n".join(rows)
 
 
+def presets_table() -> str:
+    """Seconds of the training loop by preset and GPU, without the stop rule."""
+    measured_on, result = newest()
+    rows = ["| s | " + " | ".join(GPUS) + " |", "|---|" + "---|" * len(GPUS)]
+    for name, preset in presets.GPU.items():
+        each_ms = [iteration_ms(result["speed"], measured_on, preset, device) for device in GPUS]
+        rows.append(f"| {name} | " + " | ".join(f"{ms * preset.max_iterations / 1e3:.0f}" for ms in each_ms) + " |")
+    return "\n".join(rows)
+
+
 def tables() -> dict[str, str]:
     """By the marks of the page."""
-    return {"floor": floor_table(), "memory": memory_table()}
+    return {"floor": floor_table(), "memory": memory_table(), "presets": presets_table()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/gpu-training.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/training-measured.md")
     if parser.parse_args().write:
         PAGE.write_text(filled(PAGE.read_text(), tables()))
         return

@@ -21,7 +21,7 @@ class Preset:
 
 
 # The longer a training, the shorter the steps of the means: with those of "draft", long trainings end worse, and a
-# million Gaussians never came to rest (docs/training.md, "Long trainings").
+# million Gaussians never came to rest (docs/training-measured.md, "Long trainings").
 CPU = {
     "draft": Preset(400, 30_000, 1, 54, 20_000, False),
     "standard": Preset(640, 60_000, 1, 235, 30_000, False, Schedule(means_rate=5e-4)),

@@ -1,6 +1,6 @@
 """Random schedules of several faults at once.
 
-`python -m benchmarks.faults` runs all 20,000; here it is another part of them each day.
+`python -m benchmarks faults` runs all 20,000; here it is another part of them each day.
 """
 
 import os

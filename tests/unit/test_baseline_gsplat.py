@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import baseline_gsplat, gsplat_runner
+from benchmarks import baseline_gsplat, gsplat_runner, gsplat_stand_ins
 from splat.cameras import read_scene
 from splat.images import load_photo
 from splat.metrics import ssim
@@ -52,7 +52,7 @@ def test_the_folder_has_what_training_has(scene, data):
 def test_files_of_another_version_are_refused(tmp_path):
     (tmp_path / "simple_trainer.py").write_text("print('mine')\n")
     with pytest.raises(SystemExit, match=r"not that of gsplat v1\.5\.3"):
-        gsplat_runner.check_unchanged(tmp_path)
+        gsplat_stand_ins.check_unchanged(tmp_path)
 
 
 def test_ssim_in_torch_is_that_of_the_judge():
@@ -62,7 +62,7 @@ def test_ssim_in_torch_is_that_of_the_judge():
     x, y = rng.uniform(size=(2, 17, 23, 3))
     image, photo = (torch.tensor(a.transpose(2, 0, 1)[None]) for a in (x, y))
     image.requires_grad_()
-    measured = gsplat_runner.Ssim()
+    measured = gsplat_stand_ins.Ssim()
     value = measured(image, photo, padding="valid")
     value.backward()
     assert value.item() == pytest.approx(ssim(x, y), abs=1e-9)
@@ -77,7 +77,7 @@ def test_ssim_in_torch_is_that_of_the_judge():
 @needs_gsplat
 def test_its_parser_reads_our_cameras(scene, data):
     ours = load_dataset(scene, LONG_SIDE, with_validation=False)
-    with gsplat_runner.example(Path(FOLDER)) as (_, absent, _):
+    with gsplat_stand_ins.example(Path(FOLDER)) as (_, absent, _):
         colmap = importlib.import_module("datasets.colmap")
         parser = colmap.Parser(str(data), factor=1, normalize=False, test_every=8)
         assert "pycolmap" in absent
@@ -98,7 +98,7 @@ def test_its_loop_trains_and_is_judged(data, tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     torch.set_num_threads(1)
-    with gsplat_runner.example(Path(FOLDER)) as (trainer, _, measured):
+    with gsplat_stand_ins.example(Path(FOLDER)) as (trainer, _, measured):
         monkeypatch.setattr(trainer, "rasterization", dense_rasterization)
         report = tmp_path / "report.json"
         found = gsplat_runner.train(trainer, data, tmp_path / "out", 620, "cpu", measured, report)

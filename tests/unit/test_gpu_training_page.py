@@ -1,4 +1,4 @@
-"""docs/gpu-training.md has the tables that are computed now."""
+"""docs/training-measured.md has the tables that are computed now."""
 
 from benchmarks import training_floor
 from benchmarks.marks import filled

@@ -60,8 +60,6 @@ KNOWN = {
     "Scene",
     "Rasterizer",
     "Clock",
-    "benchmarks/iteration_cpu.py",
-    "benchmarks/gsplat_runner.py",
     "spaceport/asl/execution.py",
     "spaceport/local_run.py",
     "spaceport/sample_render.py",
