@@ -79,7 +79,7 @@ vulnerabilities: install
 	$(BIN)/python -m deploy.images.vulnerabilities
 
 contracts: install
-	PYTHONPATH=functions $(BIN)/python -m deploy.contracts
+	PYTHONPATH=functions:containers $(BIN)/python -m deploy.contracts
 
 lint: install-dev
 	$(BIN)/ruff check .

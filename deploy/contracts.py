@@ -3,7 +3,7 @@
     python -m deploy.contracts            write them   (make contracts)
     python -m deploy.contracts --check    say which are out of date; exit status 1 if any is
 
-Needs functions/ on PYTHONPATH.
+Needs functions/ and containers/ on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from base.stages import STAGES
+from deploy.document_contracts import documents
+from deploy.option_contracts import job_schema, options_page, stage_models
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "Written by `make contracts`; do not edit."
@@ -28,7 +30,13 @@ def stages_json() -> str:
 
 def contracts() -> dict[str, str]:
     """Text of each written file, by its path below the repository's root."""
-    return {"statemachine/stages.json": stages_json()}
+    return {
+        "statemachine/stages.json": stages_json(),
+        "events/schemas/job.schema.json": job_schema(),
+        "containers/job/options.py": stage_models(),
+        "docs/options.md": options_page(),
+        **documents(),
+    }
 
 
 def outdated(root: Path = ROOT) -> list[str]:
