@@ -43,8 +43,8 @@ PAGE_HEAD = f"""# Options
 Written by `make contracts` from {SOURCE}; do not edit.
 
 ## Of a job
-Keys of `uploads/<scene>/job.json`, which is checked strictly: an unknown key or a value outside its limits fails the job
-with `BAD_OPTION` before anything is paid. All are optional. A number that is not given is the preset's
+Keys of `uploads/<scene>/job.json`, which is checked strictly: an unknown key or a value outside its limits fails the
+job with `BAD_OPTION` before anything is paid. All are optional. A number that is not given is the preset's
 (`containers/train/presets.py`, `containers/sfm/options.py`). "stages" are those whose programs are given the option.
 JSON Schema: `events/schemas/job.schema.json`. `spaceport run` takes the same options as flags.
 

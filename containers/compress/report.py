@@ -10,7 +10,7 @@ from pathlib import Path
 
 from compress.evaluate import Quality
 from compress.fetch_viewer import pinned_version
-from compress.options import ReportOptions
+from compress.options import created_at, headline
 from job.documents import (
     Metrics,
     PhotoRow,
@@ -26,6 +26,7 @@ from job.documents import (
     SceneJson,
     read_document,
 )
+from job.options import CompressOptions
 
 NO_REASON = "Not registered: too little in common with the other photos."
 
@@ -49,17 +50,17 @@ def read_earlier_stages(sfm: Path, train: Path) -> EarlierStages:
 
 
 def build_report(
-    options: ReportOptions, earlier: EarlierStages, seconds: float, ply_bytes: int, sog_bytes: int, quality: Quality
+    options: CompressOptions, earlier: EarlierStages, seconds: float, ply_bytes: int, sog_bytes: int, quality: Quality
 ) -> Report:
     """``seconds``: wall time of this stage so far.
 
     The cost is what the stages before spent plus this one's time at its hourly price.
     """
-    scene, price = earlier.scene, options.price_usd_per_hour or 0.0
+    scene, price = earlier.scene, options.price_usd_per_hour
     return Report(
-        job_id=options.job_id or "local",
-        title=options.headline,
-        created_at=options.created_at.isoformat(timespec="seconds"),
+        job_id=options.job_id,
+        title=headline(options),
+        created_at=created_at(options).isoformat(timespec="seconds"),
         photos=ReportPhotos(total=scene.photos, registered=scene.registered, rejected=rejected(earlier.photos)),
         sfm=ReportSfm(
             seconds=scene.seconds,
@@ -80,7 +81,7 @@ def build_report(
         ),
         cost=ReportCost(
             estimated_usd=options.estimated_usd,
-            actual_usd=round((options.spent_usd or 0.0) + seconds * price / 3600, 6),
+            actual_usd=round(options.spent_usd + seconds * price / 3600, 6),
             basis=options.cost_basis or default_basis(price),
         ),
         versions={**own_versions(), **scene.versions, **earlier.metrics.versions},

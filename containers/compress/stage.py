@@ -11,7 +11,7 @@ import numpy as np
 from compress.clean import clean
 from compress.evaluate import draw, encode_to_quality, evaluate, heldout_views
 from compress.fetch_viewer import viewer_package
-from compress.options import ReportOptions
+from compress.options import headline
 from compress.page import SINGLE_PAGE, write_page, write_single_page
 from compress.report import build_report, read_earlier_stages
 from compress.report_page import write_report_page
@@ -22,6 +22,7 @@ from compress.start_camera import choose_start_camera, viewer_settings
 from compress.verify import check_sog, check_spz, rows_in_clean
 from job import Job, StageError
 from job.documents import write_document
+from job.options import CompressOptions
 from splat.cameras import Scene, read_scene
 from splat.images import save_photo
 from splat.model import Gaussians, read_ply
@@ -46,7 +47,7 @@ def run(job: Job) -> None:
     started = time.monotonic()
     sfm, train = job.input("sfm"), job.input("train")
     viewer_package()  # before the work, not after it
-    options = ReportOptions.model_validate(job.options)
+    options = CompressOptions.model_validate(job.options)
     announce(job, 0)
     earlier = read_earlier_stages(sfm, train)
     metrics = earlier.metrics
@@ -70,8 +71,8 @@ def run(job: Job) -> None:
     announce(job, 3)
     camera = choose_start_camera(scene)
     save_photo(job.output / "poster.jpg", draw(decoded, camera.view(*POSTER_SIZE)), quality=85)
-    write_page(job.output, options.headline, viewer_settings(camera))
-    write_single_page(job.output, options.headline)
+    write_page(job.output, headline(options), viewer_settings(camera))
+    write_single_page(job.output, headline(options))
 
     announce(job, 4)
     long_side = max(metrics.image_width, metrics.image_height)

@@ -10,8 +10,9 @@ import time
 
 from job import Job
 from job.documents import PhotoRow, PhotosJson, SceneJson, write_document
+from job.options import SfmOptions
 from sfm.child import run_mapping
-from sfm.options import Options
+from sfm.options import Matcher, long_side_px
 from sfm.phase import phase
 from sfm.photos import Photo, prepare_photos
 from sfm.request import MapPhoto, MapRequest, MapResult
@@ -30,7 +31,7 @@ ENU_FROM_SCENE: list[list[float]] = [[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], 
 
 def run(job: Job) -> None:
     """The whole stage. Raises StageError for every failure that the user can act on."""
-    options = Options.model_validate(job.options)
+    options = SfmOptions.model_validate(job.options)
     work = job.scratch / "sfm"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -39,7 +40,7 @@ def run(job: Job) -> None:
             photos = prepare_photos(
                 job.input("photos"),
                 work / "photos",
-                options.long_side_px,
+                long_side_px(options),
                 progress=lambda done, total: job.progress(done, total, "photos", "Checking photos"),
                 check_stop=job.check_stop,
             )
@@ -52,8 +53,8 @@ def run(job: Job) -> None:
             work=work,
             output=job.output,
             answer=work / "answer.json",
-            matcher=options.matcher,
-            long_side_px=options.long_side_px,
+            matcher=Matcher(options.matcher or "auto"),
+            long_side_px=long_side_px(options),
         )
         result = run_mapping(job, request)
     finally:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, replace
-from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from job import Job, StageError, StopRequested
 from job.documents import write_json_atomically
+from job.options import TrainOptions
 from splat.cameras import Scene, View, read_scene
 from splat.model import Gaussians, write_ply
 from splat.spread import spread
@@ -35,28 +34,8 @@ LOOK_LEVEL, LOOK_MOST = 4, 200  # training photos that are searched for straggle
 AROUND_TRAINING_S = 60.0  # loading before and measuring after it, which are paid too
 
 
-class Options(BaseModel):
-    """Hyper-parameters come as strings; an unknown one is an error."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    job_id: str = ""
-    scene: str = ""
-    preset: Literal["draft", "standard", "high"] = "standard"
-    max_gaussians: int | None = Field(None, ge=1_000, le=5_000_000)
-    max_iterations: int | None = Field(None, ge=10, le=200_000)
-    max_image_long_side: int | None = Field(None, ge=64, le=8_192)
-    sh_degree: int | None = Field(None, ge=0, le=3)
-    max_training_seconds: float | None = Field(None, ge=1, le=1_000_000)
-    max_training_usd: float | None = Field(None, gt=0, allow_inf_nan=False)
-    price_usd_per_hour: float | None = Field(None, gt=0, allow_inf_nan=False)
-    max_gpus: int | None = Field(None, ge=1)  # all that there are when it is missing
-    exposure: Literal["auto", "off"] = "auto"  # auto: compensate when the photos' exposures differ
-    test_photos: bool = False  # keep every 8th photo out of everything, to measure with
-
-
 def run(job: Job) -> None:
-    options = Options(**job.options)  # type: ignore[arg-type]
+    options = TrainOptions.model_validate(job.options)
     choice = device.choose()
     gpus = device.count(options.max_gpus) if choice.gpu else 0
     job.log("engine", engine="gpu" if choice.gpu else "cpu", reason=choice.reason, gpus=gpus)
@@ -91,13 +70,13 @@ def run(job: Job) -> None:
     memory.with_less_when_full(attempt, plan, with_less)
 
 
-def train(job: Job, options: Options, preset: Preset, scene: Scene, gpus: int, smaller: Plan | None) -> None:
+def train(job: Job, options: TrainOptions, preset: Preset, scene: Scene, gpus: int, smaller: Plan | None) -> None:
     """From the photos to the results, on the CPU when ``gpus`` is 0.
 
     ``smaller``: the plan when it is not what was asked for. Raises OutOfDeviceMemory.
     """
     with_validation = preset.stop_on_plateau or not options.test_photos
-    data = load_dataset(scene, preset.long_side, with_validation, options.test_photos, job.check_stop)
+    data = load_dataset(scene, preset.long_side, with_validation, bool(options.test_photos), job.check_stop)
     exposure_spread = 0.0
     if options.exposure == "auto":
         data, exposure_spread = measure(scene, data)
@@ -122,7 +101,7 @@ def train(job: Job, options: Options, preset: Preset, scene: Scene, gpus: int, s
         raise
 
 
-def paid_seconds(options: Options) -> float:
+def paid_seconds(options: TrainOptions) -> float:
     """How long the training loop may be for its money, which only ever shortens it; inf when that is not limited."""
     if not options.max_training_usd or not options.price_usd_per_hour:
         return math.inf
@@ -140,7 +119,7 @@ def open_scene(job: Job) -> Scene:
 def write_results(
     job: Job,
     engine: Engine,
-    options: Options,
+    options: TrainOptions,
     preset: Preset,
     scene: Scene,
     data: Dataset,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -11,7 +12,7 @@ from base.failures import failure, transient
 from base.settings import Settings, StageSettings
 from base.stages import UPLOAD, StageName, find_stage
 from stages import prices
-from uploads.options import JobOptions
+from uploads.options import JobOptions, StageValues, names_for
 
 Row = Any
 # Limits of the API (CreateTrainingJob, CreateProcessingJob).
@@ -45,29 +46,28 @@ def stage_options(stage: StageName, job: Row, settings: Settings) -> dict[str, s
 
     Raises BAD_OPTION where one is longer than SageMaker takes, COST_LIMIT where no money is left for training.
     """
-    options = {
-        "job_id": job["job_id"],
-        "scene": job["scene"],
-        **JobOptions.model_validate(job["options"]).for_stage(stage),
+    given = JobOptions.model_validate(job["options"])
+    values: dict[str, Callable[[], Any]] = {
+        "job_id": lambda: job["job_id"],
+        "scene": lambda: job["scene"],
+        "created_at": lambda: job["created_at"],
+        "price_usd_per_hour": lambda: prices.price_usd_per_hour(settings, settings.stage(stage).instance_type),
+        "max_training_usd": lambda: _usd(prices.training_usd(settings, given, job)),
+        "spent_usd": lambda: _usd(prices.spent_usd(job)),
+        "estimated_usd": lambda: job["estimated_usd"],
+        "cost_basis": lambda: prices.basis(settings),
     }
-    price = str(prices.price_usd_per_hour(settings, settings.stage(stage).instance_type))
-    if stage == "train":
-        budget = prices.training_usd(settings, JobOptions.model_validate(job["options"]), job)
-        if budget is not None:
-            options |= {"max_training_usd": f"{budget:.6f}", "price_usd_per_hour": price}
-    if stage == "compress":
-        options |= {
-            "created_at": job["created_at"],
-            "price_usd_per_hour": price,
-            "spent_usd": f"{prices.spent_usd(job):.6f}",
-            "estimated_usd": str(job["estimated_usd"]),
-            "cost_basis": prices.basis(settings),
-        }
+    found = {name: values[name]() for name in names_for(stage, StageValues) if name in values}
+    options = {name: str(value) for name, value in found.items() if value is not None} | given.for_stage(stage)
     limit = HYPERPARAMETER_LIMIT if find_stage(stage).is_training else PROCESSING_VALUE_LIMIT
     for name, value in options.items():
         if len(value) > limit:
             raise failure("BAD_OPTION", f"the option '{name}' has {len(value)} characters; {limit} are allowed")
     return options
+
+
+def _usd(amount: float | None) -> str | None:
+    return None if amount is None else f"{amount:.6f}"
 
 
 def _processing_request(stage: StageName, job: Row, name: str, settings: Settings) -> Row:

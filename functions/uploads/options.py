@@ -182,7 +182,7 @@ class JobOptions(BaseModel):
 
 
 class StageValues(BaseModel):
-    """What a stage program reads beside the options of job.json: the service gives it, or whoever runs a stage alone."""
+    """What a stage program is given beside options of job.json, by the service or by whoever runs a stage alone."""
 
     job_id: Annotated[str, Field(description="Names the job in the report."), EVERY_STAGE] = "local"
     scene: Annotated[str, Field(description="The title where none is given."), EVERY_STAGE] = ""

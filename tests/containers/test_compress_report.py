@@ -12,7 +12,6 @@ import pytest
 from pydantic import ValidationError
 
 from compress.evaluate import PhotoQuality
-from compress.options import ReportOptions
 from compress.report_page import (
     STRAGGLERS,
     date,
@@ -27,6 +26,7 @@ from compress.report_page import (
 )
 from job.documents import CurvePoint, ExposureSummary, Report, StragglerReason
 from job.entry import as_stage_error
+from job.options import CompressOptions
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,12 +140,12 @@ def test_exposure_in_percent() -> None:
 
 
 def test_numbers_of_options() -> None:
-    assert ReportOptions.model_validate({}).spent_usd is None
-    assert ReportOptions.model_validate({"spent_usd": " "}).spent_usd is None
-    assert ReportOptions.model_validate({"spent_usd": " 2.5 ", "preset": "draft"}).spent_usd == 2.5
+    assert CompressOptions.model_validate({}).spent_usd == 0
+    assert CompressOptions.model_validate({"spent_usd": " "}).spent_usd == 0
+    assert CompressOptions.model_validate({"spent_usd": " 2.5 ", "title": " Hut "}).spent_usd == 2.5
     for text in ("-1", "nan", "inf", "two"):
         with pytest.raises(ValidationError) as error:
-            ReportOptions.model_validate({"spent_usd": text})
+            CompressOptions.model_validate({"spent_usd": text})
         assert "'spent_usd'" in as_stage_error(error.value).reason
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sfm.options import Matcher, Options
+from job.options import SfmOptions
+from sfm.options import Matcher, long_side_px
 from sfm.pairs import choose_matcher, choose_pairs, left_out, more_pairs, nearest_pairs, spanning_tree
 
 RNG = np.random.default_rng(2)
@@ -134,9 +135,9 @@ def test_photos_left_out_get_partners_that_were_not_tried():
 
 
 def test_options_are_strict_and_empty_means_default():
-    options = Options.model_validate({"preset": "high", "matcher": "", "max_image_long_side": ""})
-    assert (options.long_side_px, options.matcher) == (3200, Matcher.AUTO)
-    assert Options.model_validate({"max_image_long_side": "800"}).long_side_px == 800
+    options = SfmOptions.model_validate({"preset": "high", "matcher": "", "max_image_long_side": ""})
+    assert (long_side_px(options), options.matcher) == (3200, None)
+    assert long_side_px(SfmOptions.model_validate({"max_image_long_side": "800"})) == 800
     for bad in ({"matcher": "vocabtree"}, {"max_image_long_side": "12"}, {"quality": "1"}):
         with pytest.raises(ValueError, match=next(iter(bad))):
-            Options.model_validate(bad)
+            SfmOptions.model_validate(bad)

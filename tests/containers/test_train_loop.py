@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from job import Job, JobKind, StageError
+from job.options import TrainOptions
 from splat.cameras import View
 from splat.model import Gaussians
 from train import presets, trainer
 from train.dataset import Dataset, split
 from train.engine import Photo
-from train.stage import Options, paid_seconds
+from train.stage import paid_seconds
 from train.trainer import Trainer, checkpoint_interval_s, trainable
 
 HELD_BACK = ("validation", "test")
@@ -250,10 +251,10 @@ def test_a_time_budget_ends_after_a_cool_down(tmp_path, monkeypatch, stop_on_pla
 
 
 def test_money_becomes_time():
-    assert paid_seconds(Options(max_training_seconds=90)) == float("inf")
+    assert paid_seconds(TrainOptions(max_training_seconds=90)) == float("inf")
     # what surrounds the training is paid too
-    assert paid_seconds(Options(max_training_usd=0.5, price_usd_per_hour=1.0)) == 1_800 - 60
-    assert paid_seconds(Options(max_training_usd=0.01, price_usd_per_hour=1.0)) == 1
+    assert paid_seconds(TrainOptions(max_training_usd=0.5, price_usd_per_hour=1.0)) == 1_800 - 60
+    assert paid_seconds(TrainOptions(max_training_usd=0.01, price_usd_per_hour=1.0)) == 1
     assert presets.choose("draft", False, None, None, None, None, 90.0).budget_s == 90
 
 

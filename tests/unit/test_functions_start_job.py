@@ -94,7 +94,6 @@ def test_requests_keep_the_contract(cloud, monkeypatch, stage, spot):
         names = [
             "JOB_ID",
             "SCENE",
-            "PRESET",
             "TITLE",
             "CREATED_AT",
             "PRICE_USD_PER_HOUR",
