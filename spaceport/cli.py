@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -16,6 +18,7 @@ from rich.text import Text
 
 from spaceport import local_run, machine, view
 from spaceport.progress import Display, Work, duration
+from spaceport.stack.job_options import JobOption, first_problem, local_options
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Photos in, a 3D Gaussian splat out, on this machine."
@@ -23,19 +26,6 @@ app = typer.Typer(
 console = Console()
 
 INTERRUPTED_EXIT_STATUS = 130
-
-
-class Preset(StrEnum):
-    draft = "draft"
-    standard = "standard"
-    high = "high"
-
-
-class Matcher(StrEnum):
-    auto = "auto"
-    exhaustive = "exhaustive"
-    sequential = "sequential"
-    spatial = "spatial"
 
 
 class Jobs(StrEnum):
@@ -48,40 +38,64 @@ OutFolder = Annotated[Path, typer.Option("--out", help="Folder for the result; m
 Open = Annotated[bool, typer.Option("--open", help="Show the result in the browser when it is ready.")]
 
 
+def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command a flag for each option of a job (docs/options.md); it is called with those that were given.
+
+    Raises typer.BadParameter for a value that job.json would be refused for.
+    """
+    declared = {option.name: option for option in local_options()}
+
+    def checked(**arguments: Any) -> None:
+        given = {name: arguments.pop(name) for name in declared}
+        given = {name: value for name, value in given.items() if value is not None}
+        problem = first_problem(given)
+        if problem:
+            raise typer.BadParameter(problem[1], param_hint=declared[problem[0]].flag)
+        command(**arguments, **given)
+
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    parameters = [one for one in own if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    parameters += [_parameter(option) for option in declared.values()]
+    checked.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+    )
+    checked.__annotations__ = {one.name: one.annotation for one in parameters}
+    checked.__name__, checked.__doc__ = command.__name__, command.__doc__
+    return checked
+
+
+def _parameter(option: JobOption) -> inspect.Parameter:
+    flags = [option.flag, f"--no-{option.flag.removeprefix('--')}"] if option.kind is bool else [option.flag]
+    kind: Any = Literal[option.choices] if option.choices else option.kind
+    limits = {"min": option.minimum, "max": option.maximum} if option.kind in (int, float) else {}
+    described: Any = typer.Option(
+        "/".join(flags),
+        help=option.help,
+        show_default=option.default is not None,
+        rich_help_panel="Options of the job",
+        **limits,  # type: ignore[arg-type]
+    )
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=option.default,
+        annotation=Annotated[kind | None, described],
+    )
+
+
 @app.command()
+@with_job_options
 def run(
     photos: Annotated[Path, typer.Argument(help="Folder of photos, or a zip of them; only read.")],
     out: OutFolder,
-    preset: Annotated[Preset, typer.Option(help="How much time to spend.")] = Preset.standard,
-    email: Annotated[str | None, typer.Option(help="Who is told; the mail lands in OUT/outbox.")] = None,
-    title: Annotated[str | None, typer.Option(help="Shown above the scene; the folder's name otherwise.")] = None,
-    matcher: Annotated[Matcher | None, typer.Option(help="Which photos are compared with which.")] = None,
-    max_gaussians: Annotated[int | None, typer.Option(help="Hard cap on the number of Gaussians.")] = None,
-    max_iterations: Annotated[int | None, typer.Option(help="Hard cap on training iterations.")] = None,
-    max_image_long_side: Annotated[int | None, typer.Option(help="Photos are reduced to this many pixels.")] = None,
-    sh_degree: Annotated[int | None, typer.Option(min=0, max=3, help="Degree of view-dependent colour.")] = None,
-    test_photos: Annotated[
-        bool | None, typer.Option(help="Keep every 8th photo out of everything, to measure with.", show_default=False)
-    ] = None,
     jobs_dir: Annotated[Path | None, typer.Option(help="Where the jobs work; inside OUT otherwise.")] = None,
     jobs: HowJobsRun = Jobs.process,
     open_page: Open = False,
+    **options: Any,
 ) -> None:
     """Turn photos into a splat page."""
-    options = {
-        "preset": preset.value,
-        "email": email,
-        "title": title,
-        "matcher": matcher.value if matcher else None,
-        "max_gaussians": max_gaussians,
-        "max_iterations": max_iterations,
-        "max_image_long_side": max_image_long_side,
-        "sh_degree": sh_degree,
-        "test_photos": test_photos,
-    }
-    given = {name: value for name, value in options.items() if value is not None}
     runner = runner_options(jobs)
-    follow(lambda listener: local_run.run(photos, out, given, listener, jobs_dir, **runner), out, open_page)
+    follow(lambda listener: local_run.run(photos, out, options, listener, jobs_dir, **runner), out, open_page)
 
 
 @app.command()

@@ -11,7 +11,8 @@ import typer
 from typer.testing import CliRunner
 
 from spaceport import cli, local_run, machine, view
-from uploads.options import parse_options
+from spaceport.stack.job_options import local_options
+from uploads.options import JobOptions, NotLocal, find_mark, parse_options
 
 
 class Usage(NamedTuple):
@@ -92,6 +93,38 @@ def test_options_of_the_run_are_those_that_were_given(monkeypatch, tmp_path, out
     expected = {"preset": "standard", "sh_degree": 2, **({} if given is None else {"test_photos": given})}
     assert runs == [(tmp_path, out, expected)]
     assert parse_options(json.dumps({**expected, "ready": True}).encode()).test_photos is given
+
+
+@pytest.mark.parametrize(
+    ("words", "flag", "told"),
+    [
+        (["--max-gaussians", "999"], "--max-gaussians", "1000"),
+        (["--max-image-long-side", "319"], "--max-image-long-side", "320"),
+        (["--max-training-seconds", "0.5"], "--max-training-seconds", "1"),
+        (["--max-cost-usd", "0"], "--max-cost-usd", "minimum of 0"),
+        (["--max-cost-usd", "nan"], "--max-cost-usd", "not a number"),
+        (["--preset", "best"], "--preset", "draft"),
+        (["--matcher", "fancy"], "--matcher", "exhaustive"),
+        (["--email", "nobody"], "--email", "'nobody' is not valid"),
+        (["--title", "two\nlines"], "--title", "not valid"),
+        (["--title", "x" * 121], "--title", "too long"),
+        (["--ready"], "--ready", "No such option"),
+        (["--start-at", "train"], "--start-at", "No such option"),
+    ],
+)
+def test_an_option_outside_its_limits_is_refused_at_the_door(monkeypatch, tmp_path, out, words, flag, told):
+    monkeypatch.setattr(local_run, "run", lambda *_, **__: pytest.fail("it was let in"))
+    answer = CliRunner().invoke(cli.app, ["run", str(tmp_path), "--out", str(out), *words], env={"COLUMNS": "400"})
+    assert answer.exit_code == 2
+    assert flag in answer.output and told in answer.output
+
+
+@pytest.mark.parametrize("option", local_options(), ids=lambda option: option.name)
+def test_every_option_of_a_job_is_a_flag_with_its_meaning(option):
+    field = JobOptions.model_fields[option.name]
+    shown = CliRunner().invoke(cli.app, ["run", "--help"], env={"COLUMNS": "400"}).output
+    assert option.flag in shown and field.description in shown
+    assert find_mark(field, NotLocal) is None
 
 
 def test_a_failure_is_printed_as_it_is(capsys):
