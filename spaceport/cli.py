@@ -158,7 +158,7 @@ def view_result(
 
 
 def runner_options(jobs: Jobs) -> dict[str, Any]:
-    """What `local_run` needs to run jobs in containers; exits when there is no engine or an image is missing."""
+    """Arguments of `local_run` for jobs in containers; exits when there is no Docker or an image is missing."""
     if jobs is Jobs.process:
         return {}
     from spaceport.jobs.docker import DockerError, DockerRunner

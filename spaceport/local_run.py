@@ -162,7 +162,7 @@ def _clear_finished(work: Path, out: Path) -> None:
 
 
 def _read_plan(work: Path) -> dict[str, Any]:
-    """What ``run`` noted in run.json. Raises LocalRunError when it cannot be read."""
+    """Read run.json, which ``run`` wrote. Raises LocalRunError when it cannot be read."""
     file = work / "run.json"
     try:
         plan: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -33,7 +33,7 @@ NO_REASON = "Not registered: too little in common with the other photos."
 
 @dataclass(frozen=True)
 class EarlierStages:
-    """What the stages before say of their work."""
+    """The documents that SfM and training wrote about their work."""
 
     scene: SceneJson
     photos: list[PhotoRow]
@@ -131,6 +131,6 @@ def default_basis(price_usd_per_hour: float) -> str:
 
 
 def own_versions() -> dict[str, str]:
-    """What made the files of this stage."""
+    """Versions of Python, the libraries and the viewer that made this stage's files."""
     packages = {name: version(name) for name in ("numpy", "pillow", "faiss-cpu")}
     return {"python": platform.python_version(), **packages, "supersplat-viewer": pinned_version()}

@@ -140,7 +140,7 @@ def put_harmonics(
 
 
 def color_weights(visibility: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How much an error counts: what is seen, softened, so that faint Gaussians, which are many, keep their colours."""
+    """Weight of each Gaussian's colour error: visibility, softened so that the many faint ones keep colour."""
     softened = np.sqrt(visibility)
     return softened + softened.mean() * 0.05
 

@@ -20,7 +20,7 @@ _LINKING = re.compile(
 
 
 def is_refused(licence: str) -> bool:
-    """Whether ``licence`` leaves no choice but one that binds; an SPDX expression, or a name in words."""
+    """True where every choice of ``licence`` (SPDX expression or a name in words) is a refused licence."""
     text = " ".join(licence.split())
     try:
         expression = str(canonicalize_license_expression(text))

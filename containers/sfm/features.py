@@ -30,7 +30,7 @@ VERIFIED_INLIERS = 15  # what the mapper takes for an overlap
 
 @dataclass(frozen=True)
 class Settings:
-    """How hard to look for features. ``fast`` finds the same cameras with a fifth of the work in nearly all sets."""
+    """Effort of the SIFT detector. ``fast`` finds the same cameras with a fifth of the work in nearly all sets."""
 
     name: str
     first_octave: int  # -1 doubles the image first

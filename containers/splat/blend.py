@@ -62,7 +62,7 @@ inline = njit(forceinline=True, nogil=True)
 
 @inline
 def block_corners(records: Any, base: Any, x: Any, y: Any) -> Any:
-    """From the Gaussian's centre to the first pixel centre of each block of the tile at (x, y)."""
+    """Offsets from the Gaussian's centre to the first pixel centre of each block of the tile at (x, y)."""
     return lane_column() * FOUR + (HALF + x - records[base]), lane_row() * FOUR + (HALF + y - records[base + 1])
 
 

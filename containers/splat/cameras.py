@@ -63,7 +63,7 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What SfM hands over: registered photos, sorted by name, and the sparse points."""
+    """The output of SfM: registered photos, sorted by name, and the sparse points."""
 
     folder: Path
     views: list[View]

@@ -78,7 +78,7 @@ class Engine(Protocol):
         """Mean loss of the steps since the last call; NaN when there was none. May wait for the device."""
 
     def is_finite(self) -> bool:
-        """Whether every parameter is a number; one that is not hides its Gaussian and would go unnoticed."""
+        """True if no parameter is NaN or infinite; such a one hides its Gaussian and would go unnoticed."""
 
     def count(self) -> int: ...
 

@@ -120,7 +120,7 @@ def _compile_variable(rule: dict[str, Any], report: Report) -> Path | None:
 
 
 def _is_present(variable: Path, data: Any, context: Context) -> bool:
-    """Whether the path leads somewhere; the only operator for which a missing field is no error."""
+    """IsPresent: the only operator for which a missing field is no error."""
     try:
         variable.find(data, context)
     except StateError as error:

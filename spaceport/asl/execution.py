@@ -37,7 +37,7 @@ MAX_TOKEN_CHARACTERS = 2048
 
 @dataclass(slots=True)
 class Shared:
-    """What all executions share. ``lock`` is held while an execution changes, and never while foreign code runs."""
+    """Shared by all executions. ``lock`` is held while an execution changes, and never while foreign code runs."""
 
     clock: Clock
     tasks: Tasks

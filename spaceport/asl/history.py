@@ -138,7 +138,7 @@ def _without_none(**fields: Any) -> dict[str, Any]:
 
 
 def describe(progress: Progress) -> dict[str, Any]:
-    """As boto3's describe_execution answers."""
+    """The answer of boto3's describe_execution."""
     started, finished = progress.started, progress.finished
     answer = {
         "executionArn": started["execution_arn"],

@@ -145,7 +145,7 @@ class AwsApplication:
                 ses_backends[self.storage.account_id][self.storage.region].verify_email_identity(sender)
 
     def _after(self, service: str, environ: Environ, body: bytes) -> None:
-        """What follows from a call that moto accepted."""
+        """Emit the object events and mails that follow from a call that moto accepted."""
         if service == "s3":
             self._after_s3(environ)
         elif service == "ses" and environ["PATH_INFO"].rstrip("/").endswith("/outbound-emails"):

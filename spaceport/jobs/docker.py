@@ -31,7 +31,7 @@ class DockerError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one container may use. None leaves the engine's default."""
+    """Resource limits of one container. None leaves Docker's default."""
 
     memory_bytes: int | None = None
     cpus: float | None = None

@@ -204,7 +204,7 @@ class JobFiles:
     # After it
 
     def message(self) -> str:
-        """What the program left as its reason: the first 1,024 bytes of /opt/ml/output/failure or message."""
+        """The program's failure reason: the first 1,024 bytes of /opt/ml/output/failure or message."""
         file = self.root / "output" / ("failure" if self.kind == "training" else "message")
         if not file.is_file():
             return ""

@@ -22,7 +22,7 @@ PRIVATE_PREFIXES = ("AWS_", "SPACEPORT_", "PYTHONPATH")
 
 @dataclass(frozen=True)
 class JobStart:
-    """What a runner needs to start the program of one job."""
+    """Everything that a runner needs to start the program of one job."""
 
     name: str
     request: dict[str, Any]  # of CreateTrainingJob or CreateProcessingJob
@@ -50,7 +50,7 @@ def job_start(record: Record, arn: str, region: str, folder: Path | None, log: P
 
 @dataclass(frozen=True)
 class Exit:
-    """How the program ended: ``status`` as a shell reports it, ``message`` when the runner read the reason itself."""
+    """The end of a program: ``status`` as a shell reports it, ``message`` when the runner read the reason itself."""
 
     status: int
     message: str = ""

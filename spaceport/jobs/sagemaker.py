@@ -32,7 +32,7 @@ Emit = Callable[[str, str, dict[str, Any], list[str]], object]  # source, detail
 
 @dataclass
 class Running:
-    """What the engine holds of a job that is in progress."""
+    """A SageMaker job in progress."""
 
     files: JobFiles | None
     handle: Handle | None = None
