@@ -14,7 +14,7 @@ import subprocess
 import sys
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 from urllib.parse import quote
 
 # Licences of libraries inside wheels where no file of the wheel names them, as the libraries' own sources state them.
@@ -43,20 +43,56 @@ VCPKG_SOURCE = re.compile(rb"vcpkg/buildtrees/([a-z0-9-]+)/src/([\w.-]+?)(?:-[0-
 DPKG_FORMAT = "${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\t${source:Package}\t${source:Version}\n"
 
 
-def python_packages(python: Path) -> dict[str, Any]:
-    """A CycloneDX document of everything installed beside ``python``."""
+class LicenceChoice(TypedDict):
+    license: dict[str, str]  # {"name": …} or {"id": an SPDX identifier}
+
+
+class NamedValue(TypedDict):
+    name: str
+    value: str
+
+
+# What of a CycloneDX 1.6 component is read or written here.
+Component = TypedDict(
+    "Component",
+    {
+        "type": str,
+        "bom-ref": str,
+        "name": str,
+        "version": str,
+        "purl": str,
+        "scope": str,
+        "licenses": list[LicenceChoice],
+        "properties": list[NamedValue],
+        "components": "list[Component]",
+    },
+    total=False,
+)
+
+
+class Bill(TypedDict, total=False):
+    metadata: dict[str, Component]
+    components: list[Component]
+
+
+def python_packages(python: Path) -> Bill:
+    """Everything installed beside ``python``."""
     tool = Path(sys.executable).with_name("cyclonedx-py")
     command = ["environment", "--spec-version", "1.6", "--output-reproducible", "--output-format", "JSON", str(python)]
-    document = dict(json.loads(subprocess.run([str(tool), *command], check=True, stdout=subprocess.PIPE).stdout))
+    document: Bill = json.loads(subprocess.run([str(tool), *command], check=True, stdout=subprocess.PIPE).stdout)
     (site,) = python.parent.parent.glob("lib/python*/site-packages")
     installed = {found.metadata["Name"]: found for found in distributions(path=[str(site)])}
     for component in document.get("components", []):
         if not component.get("licenses"):
-            component["licenses"] = [{"license": {"name": wheel_licence(installed[component["name"]])}}]
+            component["licenses"] = [named_licence(wheel_licence(installed[component["name"]]))]
         inside = libraries(installed[component["name"]], component["bom-ref"])
         if inside:
             component["components"] = inside
     return document
+
+
+def named_licence(name: str) -> LicenceChoice:
+    return {"license": {"name": name}}
 
 
 def wheel_licence(wheel: Distribution) -> str:
@@ -67,16 +103,19 @@ def wheel_licence(wheel: Distribution) -> str:
     return named[0] or (lines[0] if lines else "unknown")
 
 
-def libraries(wheel: Distribution, ref: str) -> list[dict[str, Any]]:
+def libraries(wheel: Distribution, ref: str) -> list[Component]:
     """One component for each library that is known to be inside a wheel, with what tells of it as a property."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Component] = {}
 
-    def add(evidence: str, name: str, version: str = "", **more: Any) -> None:
-        library: dict[str, Any] = {"type": "library", "bom-ref": f"{ref}#{name}@{version}", "name": name}
+    def add(evidence: str, name: str, version: str, licences: list[LicenceChoice], scope: str) -> None:
+        library: Component = {"type": "library", "bom-ref": f"{ref}#{name}@{version}", "name": name}
         library["properties"] = [{"name": "spaceport:evidence", "value": evidence}]
-        if name in LIBRARY_LICENCES:
-            library["licenses"] = [{"license": {"name": LIBRARY_LICENCES[name]}}]
-        library |= {key: value for key, value in {"version": version, **more}.items() if value}
+        if version:
+            library["version"] = version
+        if scope:
+            library["scope"] = scope
+        if licences or name in LIBRARY_LICENCES:
+            library["licenses"] = licences or [named_licence(LIBRARY_LICENCES[name])]
         found.setdefault(f"{name}@{version}", library)
 
     own = normalized(wheel.metadata["Name"])
@@ -85,15 +124,15 @@ def libraries(wheel: Distribution, ref: str) -> list[dict[str, Any]]:
     for file in said:
         for part in json.loads(file.read_text()).get("components", []):
             if normalized(part["name"]) != own:
-                version = part.get("version") or ""
-                add(str(file), part["name"], version, licenses=part.get("licenses"), scope=part.get("scope"))
+                version, licences = part.get("version") or "", part.get("licenses") or []
+                add(str(file), part["name"], version, licences, part.get("scope") or "")
     for file in files:
         if ".so" not in file.suffixes:
             continue
         if file.parent.name.endswith(".libs") and not said:
-            add(str(file), file.name.split(".")[0].split("-")[0])
+            add(str(file), file.name.split(".")[0].split("-")[0], "", [], "")
         for name, version in sorted(set(VCPKG_SOURCE.findall(Path(str(file.locate())).read_bytes()))):
-            add(f"names of source files in {file}", name.decode(), version.decode())
+            add(f"names of source files in {file}", name.decode(), version.decode(), [], "")
     return [found[key] for key in sorted(found)]
 
 
@@ -101,7 +140,7 @@ def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def debian_packages(root: Path) -> list[dict[str, Any]]:
+def debian_packages(root: Path) -> list[Component]:
     """One component for each package installed under ``root``, with the licences its copyright file names.
 
     The purl names the source package ("upstream") where it is another: Debian's advisories are about sources.
@@ -117,12 +156,16 @@ def debian_packages(root: Path) -> list[dict[str, Any]]:
         if (source, source_version) != (name, version):
             upstream = source if source_version == version else f"{source}@{source_version}"
             purl += f"&upstream={quote(upstream)}"
-        component: dict[str, Any] = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
-        names = debian_licences(root / "usr/share/doc" / name / "copyright")
-        if names:
-            component["licenses"] = [{"license": {"name": licence}} for licence in names]
-        components.append(component)
+        licences = debian_licences(root / "usr/share/doc" / name / "copyright")
+        components.append(package_component(purl, name, version, licences))
     return components
+
+
+def package_component(purl: str, name: str, version: str, licences: list[str]) -> Component:
+    component: Component = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
+    if licences:
+        component["licenses"] = [named_licence(licence) for licence in licences]
+    return component
 
 
 def debian_licences(copyright_file: Path) -> list[str]:
@@ -133,22 +176,14 @@ def debian_licences(copyright_file: Path) -> list[str]:
     return sorted({found.strip() for found in re.findall(r"^License:[ \t]*(\S.*)$", text, re.MULTILINE)})
 
 
-def npm_packages(node_modules: Path) -> list[dict[str, Any]]:
+def npm_packages(node_modules: Path) -> list[Component]:
     """One component for each package.json directly under ``node_modules`` or under a scope in it."""
     components = []
     for file in sorted([*node_modules.glob("*/package.json"), *node_modules.glob("@*/*/package.json")]):
         package = json.loads(file.read_text(encoding="utf-8"))
         purl = f"pkg:npm/{package['name'].replace('@', '%40')}@{package['version']}"
-        component = {
-            "type": "library",
-            "bom-ref": purl,
-            "name": package["name"],
-            "version": package["version"],
-            "purl": purl,
-        }
-        if package.get("license"):
-            component["licenses"] = [{"license": {"name": package["license"]}}]
-        components.append(component)
+        licences = [package["license"]] if package.get("license") else []
+        components.append(package_component(purl, package["name"], package["version"], licences))
     return components
 
 
