@@ -17,8 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from samtranslator.yaml_helper import yaml_parse
-
+from spaceport.stack.sam import read_template
 from spaceport.stack.stages import STAGES, StageEntry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,11 +32,6 @@ SWEEPS_PER_HEARTBEAT = 6  # the sweep sends the heartbeats; so many may fail in 
 UPLOAD_S = 2 * 86_400  # the longest upload (functions/settle.py) and the longest wait after it
 START_CALL_ERRORS = ("Lambda.", "Sandbox.", "Runtime.")  # a stage that fails with these has not started its job
 DAY_S = 86_400
-
-
-def read_template(path: Path = TEMPLATE) -> dict[str, Any]:
-    template: dict[str, Any] = json.loads(json.dumps(yaml_parse(path.read_text(encoding="utf-8")), default=str))
-    return template
 
 
 def longest_job_s(template: dict[str, Any], stage: StageEntry) -> int:
@@ -120,7 +114,7 @@ def main() -> int:
     check = parser.parse_args().check
     text = DEFINITION.read_text(encoding="utf-8")
     definition = json.loads(text)
-    wanted = limits(read_template(), definition)
+    wanted = limits(read_template(TEMPLATE), definition)
     for name, fields in wanted.items():
         for field, seconds in fields.items():
             now = (definition["States"][name] if name else definition).get(field)

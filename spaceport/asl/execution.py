@@ -1,3 +1,4 @@
+# Longer than 400 lines: one class drives one execution, and its phases call each other.
 """One execution of a state machine: each step is written to the journal, applied, and then acted upon.
 
 States Language spec for what a state does; Step Functions developer guide, "Handling errors in Step Functions
@@ -6,7 +7,6 @@ workflows", where AWS says more than the spec. Known differences: docs/asl-diffe
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,15 +24,14 @@ from spaceport.asl.errors import (
 )
 from spaceport.asl.frames import BACKOFF, DONE, FAILED, MOVE, RESULT, RUN, TASK, Frame, Progress
 from spaceport.asl.journal import Journal
-from spaceport.asl.model import MAX_SECONDS, Machine, Retrier
+from spaceport.asl.model import MAX_SECONDS, Machine
 from spaceport.asl.paths import Context, assign, check_size
 from spaceport.asl.tasks import TaskError, TaskResult, Tasks
+from spaceport.asl.tokens import task_token
 from spaceport.asl.values import Values
 from spaceport.base.clock import Clock, Timer
 
 MAX_HISTORY_EVENTS = 25_000
-TOKEN_PREFIX = "AQCSpaceport"
-MAX_TOKEN_CHARACTERS = 2048
 
 
 @dataclass(slots=True)
@@ -66,16 +65,6 @@ class Execution:
             FAILED: self._handle_failure,
             MOVE: self._move,
             DONE: self._end_frame,
-        }
-        self._kinds: dict[str, Callable[[Frame, Context], None]] = {
-            "Task": self._run_task,
-            "Pass": self._run_pass,
-            "Wait": self._run_wait,
-            "Choice": self._run_choice,
-            "Succeed": self._run_succeed,
-            "Fail": self._run_fail,
-            "Parallel": self._run_branches,
-            "Map": self._run_branches,
         }
 
     # ---- life
@@ -151,36 +140,31 @@ class Execution:
         self.progress.apply(record)
 
     def _record_frame(self, event: str, frame: Frame, **fields: Any) -> None:
-        self._record(
-            event,
-            frame=frame.id,
-            state=frame.state.name,
-            kind=frame.state.kind,
-            resource=frame.state.resource,
-            **fields,
-        )
+        state = frame.state
+        place = {"frame": frame.id, "state": state.name, "kind": state.kind, "resource": state.resource}
+        self._record(event, **place, **fields)
 
     def _record_failure(self, frame: Frame, error: str, cause: str | None) -> None:
         self._record_frame("failed", frame, error=error, cause=cause, in_task=frame.phase == TASK)
 
     def _later(self, frame: Frame) -> None:
-        self.shared.clock.call_soon(partial(self._drive, frame, frame.version))
+        self.shared.clock.call_soon(self._unless_moved_on(frame, lambda frame: self._phases[frame.phase](frame)))
 
     def _at(self, due_at: float, frame: Frame, act: Callable[[Frame], None]) -> Timer:
-        """Call ``act(frame)`` at ``due_at``, unless the frame has moved on by then."""
+        return self.shared.clock.call_later(due_at - self._now(), self._unless_moved_on(frame, act))
+
+    def _unless_moved_on(self, frame: Frame, act: Callable[[Frame], None]) -> Callable[[], None]:
         version = frame.version
 
-        def fire() -> None:
+        def run() -> None:
             with self.shared.lock:
                 if frame.version == version and self.progress.finished is None:
-                    act(frame)
+                    try:
+                        act(frame)
+                    except StateError as error:
+                        self._fail(frame, error.error, error.cause)
 
-        return self.shared.clock.call_later(due_at - self._now(), fire)
-
-    def _drive(self, frame: Frame, version: int) -> None:
-        with self.shared.lock:
-            if frame.version == version and self.progress.finished is None:
-                self._phases[frame.phase](frame)
+        return run
 
     def _watch_machine(self) -> None:
         timeout_s = self.progress.machine.timeout_s
@@ -212,7 +196,8 @@ class Execution:
 
     def _run(self, frame: Frame) -> None:
         try:
-            self._kinds[frame.state.kind](frame, self.values.context(frame))
+            run: Callable[[Frame, Context], None] = getattr(self, f"_run_{frame.state.kind.lower()}")
+            run(frame, self.values.context(frame))
         except StateError as error:
             self._fail(frame, error.error, error.cause)
 
@@ -266,17 +251,11 @@ class Execution:
                 done = frame.attempts_by_retrier.get(index, 0)
                 if done >= retrier.max_attempts:
                     return False
-                due_at = self._now() + self._retry_delay_s(retrier, done)
+                due_at = self._now() + retrier.delay_s(done, self.shared.random)
                 self._record_frame("retry", frame, retrier=index, due_at=due_at)
                 self._wait_for_retry(frame)
                 return True
         return False
-
-    def _retry_delay_s(self, retrier: Retrier, done: int) -> float:
-        delay_s = min(retrier.interval_s * min(retrier.backoff_rate**done, float(MAX_SECONDS)), float(MAX_SECONDS))
-        if retrier.max_delay_s is not None:
-            delay_s = min(delay_s, retrier.max_delay_s)
-        return delay_s * self.shared.random() if retrier.full_jitter and self.shared.random is not None else delay_s
 
     def _wait_for_retry(self, frame: Frame) -> None:
         frame.timers.append(self._at(frame.due_at, frame, self._run))
@@ -312,7 +291,7 @@ class Execution:
         self._watch_heartbeat(frame)  # first: where both limits have passed meanwhile, the earlier one counts
         if timeout_s < MAX_SECONDS:
             due_at = task.scheduled_at + timeout_s
-            frame.timers.append(self._at(due_at, frame, partial(self._task_timed_out, error=TIMEOUT)))
+            frame.timers.append(self._at(due_at, frame, partial(self._fail, error=TIMEOUT, cause=None)))
         if not task.submitted:
             left_s = task.scheduled_at + timeout_s - self._now()
             self.shared.clock.call_soon(partial(self._invoke, frame, frame.version, left_s))
@@ -324,10 +303,7 @@ class Execution:
         if frame.heartbeat_timer is not None:
             frame.heartbeat_timer.cancel()
         due_at = task.heartbeat_at + heartbeat_s
-        frame.heartbeat_timer = self._at(due_at, frame, partial(self._task_timed_out, error=HEARTBEAT_TIMEOUT))
-
-    def _task_timed_out(self, frame: Frame, error: str) -> None:
-        self._fail(frame, error, None)
+        frame.heartbeat_timer = self._at(due_at, frame, partial(self._fail, error=HEARTBEAT_TIMEOUT, cause=None))
 
     def _invoke(self, frame: Frame, version: int, timeout_s: float) -> None:
         with self.shared.lock:
@@ -382,13 +358,8 @@ class Execution:
         self._leave(frame, frame.input if state.result_keys is None else assign(frame.input, state.result_keys, result))
 
     def _run_wait(self, frame: Frame, _context: Context) -> None:
-        frame.timers.append(self._at(self.values.wait_until(frame), frame, self._end_wait))
-
-    def _end_wait(self, frame: Frame) -> None:
-        try:
-            self._leave(frame, frame.input)
-        except StateError as error:
-            self._fail(frame, error.error, error.cause)
+        done = partial(self._leave, output=frame.input)
+        frame.timers.append(self._at(self.values.wait_until(frame), frame, done))
 
     def _run_choice(self, frame: Frame, context: Context) -> None:
         state = frame.state
@@ -407,9 +378,11 @@ class Execution:
 
     # ---- Parallel and Map
 
-    def _run_branches(self, frame: Frame, _context: Context) -> None:
-        if frame.state.kind == "Map":
-            self.values.items(frame)
+    def _run_parallel(self, frame: Frame, _context: Context) -> None:
+        self._advance_branches(frame)
+
+    def _run_map(self, frame: Frame, _context: Context) -> None:
+        self.values.items(frame)
         self._advance_branches(frame)
 
     def _advance_branches(self, frame: Frame) -> None:
@@ -433,19 +406,3 @@ class Execution:
         child_id = f"{frame.id}/{index}"
         self._enter_by_id(child_id, branch.states[branch.start_at].kind, branch.start_at, data)
         self._later(self.progress.frames[child_id])
-
-
-def task_token(execution_arn: str, unique: str) -> str:
-    """A task token, opaque to everyone but ``execution_of_token``."""
-    return f"{TOKEN_PREFIX}{base64.urlsafe_b64encode(execution_arn.encode()).decode()}.{unique}"
-
-
-def execution_of_token(token: str) -> str | None:
-    """The ARN of the execution a token belongs to, or None when the text is no token."""
-    head, _, unique = token.partition(".")
-    if not unique or not head.startswith(TOKEN_PREFIX) or len(token) > MAX_TOKEN_CHARACTERS:
-        return None
-    try:
-        return base64.urlsafe_b64decode(head.removeprefix(TOKEN_PREFIX)).decode()
-    except ValueError:
-        return None

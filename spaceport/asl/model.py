@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -41,6 +42,13 @@ class Retrier:
     backoff_rate: float = 2.0
     max_delay_s: float | None = None
     full_jitter: bool = False
+
+    def delay_s(self, done: int, random: Callable[[], float] | None) -> float:
+        """Seconds to wait after ``done`` retries; ``random()`` is a number in [0, 1)."""
+        delay_s = min(self.interval_s * min(self.backoff_rate**done, float(MAX_SECONDS)), float(MAX_SECONDS))
+        if self.max_delay_s is not None:
+            delay_s = min(delay_s, self.max_delay_s)
+        return delay_s * random() if self.full_jitter and random is not None else delay_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,14 @@ from threading import RLock
 from typing import Any
 
 from spaceport.asl.definition import load
-from spaceport.asl.execution import Execution, Shared, execution_of_token
+from spaceport.asl.execution import Execution, Shared
 from spaceport.asl.frames import Frame
 from spaceport.asl.history import describe, history_events, status_change_detail
 from spaceport.asl.journal import Journal, JournalError, MemoryJournal
 from spaceport.asl.model import Machine
 from spaceport.asl.paths import DATA_LIMIT_BYTES
 from spaceport.asl.tasks import Tasks
+from spaceport.asl.tokens import execution_of_token
 from spaceport.base.clock import Clock
 
 MACHINE_ARN = re.compile(r"arn:aws[a-z-]*:states:[a-z0-9-]+:\d{12}:stateMachine:[A-Za-z0-9_-]{1,80}")

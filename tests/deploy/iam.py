@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spaceport.stack.functions import Resolver
-from spaceport.stack.template import parameter_values, read_template, transform
+from spaceport.stack.sam import parameter_values, read_template, transform
 from tests.deploy.environments import ROOT
 
 REGION, ACCOUNT, SENDER = "us-east-1", "123456789012", "spaceport@example.com"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from spaceport.stack.functions import Resolver
-from spaceport.stack.template import read_template
+from spaceport.stack.sam import read_template
 from tests.deploy import iam
 from tests.deploy.environments import ROOT, run
 

@@ -13,7 +13,8 @@ import pytest
 from base import aws
 from spaceport.aws.eventbridge import EventBus
 from spaceport.base.clock import VirtualClock
-from spaceport.stack.template import Rule, Target, read_template, transform
+from spaceport.stack.sam import read_template, transform
+from spaceport.stack.template import Rule, Target
 from tests.extending import PAGE, Tree, read_example
 from tests.unit.cloud import JOB, Cloud, add_job, cloud
 from tests.unit.notify_calls import fail, finished, succeed

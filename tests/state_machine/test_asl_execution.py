@@ -1,3 +1,4 @@
+# Longer than 400 lines: every kind of state on one bench.
 """Executions on a virtual clock: what each state does and how it fails, by the spec and the AWS developer guide."""
 
 from __future__ import annotations

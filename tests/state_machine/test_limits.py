@@ -14,7 +14,7 @@ from deploy import limits
 from spaceport import local_run
 from table import jobs, tasks
 
-TEMPLATE = limits.read_template()
+TEMPLATE = limits.read_template(limits.TEMPLATE)
 TEXT = limits.DEFINITION.read_text(encoding="utf-8")
 DEFINITION = json.loads(TEXT)
 WANTED = limits.limits(TEMPLATE, DEFINITION)

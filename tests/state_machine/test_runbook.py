@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from deploy.limits import DEFINITION, ROOT, read_template
+from deploy.limits import DEFINITION, ROOT, TEMPLATE, read_template
 
 PAGE = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
-RESOURCES = read_template()["Resources"]
+RESOURCES = read_template(TEMPLATE)["Resources"]
 WATCHERS = ("AWS::CloudWatch::Alarm", "AWS::CloudWatch::CompositeAlarm", "AWS::Budgets::Budget")
 ALARMS = [name for name, resource in RESOURCES.items() if resource["Type"] in WATCHERS]
 QUEUES = [name for name, resource in RESOURCES.items() if resource["Type"] == "AWS::SQS::Queue"]

@@ -60,17 +60,11 @@ KNOWN = {
     "Scene",
     "Rasterizer",
     "Clock",
-    "spaceport/asl/execution.py",
     "spaceport/local_run.py",
     "spaceport/sample_render.py",
     "spaceport/sample_scene.py",
-    "spaceport/stack/template.py",
     "tests/containers/test_train_kernels.py",
     "tests/containers/test_train_stage.py",
-    "tests/state_machine/simulator/catalog.py",
-    "tests/state_machine/simulator/fakes.py",
-    "tests/state_machine/simulator/world.py",
-    "tests/state_machine/test_asl_execution.py",
 }
 
 

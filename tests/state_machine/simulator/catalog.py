@@ -1,3 +1,4 @@
+# Longer than 400 lines: the faults are one table, read from top to bottom.
 """The faults: where each can strike, and the plan that makes it strike there. For table and seeds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# Longer than 400 lines: each AWS client that the functions hold has its stand-in here.
 """AWS services in memory, behind functions/base/aws.py: only what the functions call, and as strict as the real ones.
 
 Every call goes through ``gate(service, operation)`` first, where a schedule may let it fail, cut the function off

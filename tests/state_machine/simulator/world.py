@@ -1,3 +1,4 @@
+# Longer than 400 lines: one world holds everything that a schedule can disturb.
 """One run: the plan happens, the real code answers, and everything that can be seen from outside is kept."""
 
 from __future__ import annotations
