@@ -28,6 +28,21 @@ def tree(tmp_path: Path) -> Tree:
     return Tree.copied(tmp_path / "copy")
 
 
+def test_a_new_option(tree):
+    """It is in the schema, the page of options, the command line and the request to the stage, which obeys it."""
+    example = read_example("A new option", PAGE.read_text())
+    assert len(example.touched) <= 3
+    tree.change(example)
+    tree.python("-m", "deploy.contracts")
+    schema = json.loads((tree.root / "events/schemas/job.schema.json").read_text())
+    assert "poster_quality" in schema["properties"]
+    assert "`poster_quality`" in (tree.root / "docs/options.md").read_text()
+    assert "--poster-quality" in tree.python("-m", "spaceport.cli", "run", "--help")
+    program = "from uploads.options import *; print(JobOptions(poster_quality=60).for_stage('compress'))"
+    assert "'poster_quality': '60'" in tree.python("-c", program)
+    tree.test("tests/containers/test_poster_quality.py", "tests/unit/test_contracts.py")
+
+
 class Webhook:
     """A chat on this machine."""
 
