@@ -43,6 +43,38 @@ def test_a_new_option(tree):
     tree.test("tests/containers/test_poster_quality.py", "tests/unit/test_contracts.py")
 
 
+RUN = """
+import json
+from pathlib import Path
+from spaceport import local_run
+from spaceport.jobs.runner import ProcessRunner
+from tests.unit.local_stages import write_photos, write_stages
+outcome = local_run.run(write_photos(Path("photos")), Path("out"), {}, lambda event: None,
+                        runner=ProcessRunner(write_stages(Path("stand-ins").resolve())))
+print(json.dumps({"status": outcome.status, "files": [path.name for path in Path("out").iterdir()]}))
+"""
+
+
+def test_a_new_stage(tree):
+    """Every place has it, its program measures, its state runs in order, and its file is among a run's results."""
+    example = read_example("A new stage", PAGE.read_text())
+    assert len({path for path in example.touched if not path.startswith("containers/measure/")}) <= 10
+    tree.change(example)
+    # Stands in for `make lock`, which asks a registry: training needs all that measuring needs.
+    requirements = tree.root / "containers/requirements"
+    (requirements / "measure.txt").write_text((requirements / "train.txt").read_text())
+    tree.python("-m", "deploy.contracts")
+    tree.python("-m", "deploy.limits")
+    in_memory = "tests/unit/test_engine_in_memory.py::"
+    tree.test(
+        *("tests/containers/test_measure.py", "tests/unit/test_contracts.py", "tests/unit/test_stages_declared.py"),
+        *(in_memory + "test_half_an_hour_passes_in_no_time", in_memory + "test_order_inputs_and_outputs_of_all_states"),
+    )
+    ended = json.loads(tree.python("-c", RUN).splitlines()[-1])
+    assert ended["status"] == "SUCCEEDED"
+    assert "measurements.json" in ended["files"]
+
+
 class Webhook:
     """A chat on this machine."""
 
