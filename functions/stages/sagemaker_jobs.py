@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from botocore.exceptions import ClientError
 
@@ -12,9 +12,25 @@ from base.failures import failure, transient
 from base.settings import Settings, StageSettings
 from base.stages import UPLOAD, StageName, find_stage
 from stages import prices
+from stages.verdicts import JobDescription
+from table.rows import JobRow
 from uploads.options import JobOptions, StageValues, names_for
 
-Row = Any
+if TYPE_CHECKING:
+    from mypy_boto3_sagemaker.literals import ProcessingInstanceTypeType, TrainingInstanceTypeType
+    from mypy_boto3_sagemaker.type_defs import (
+        CreateProcessingJobRequestTypeDef,
+        CreateTrainingJobRequestTypeDef,
+        OutputDataConfigTypeDef,
+        ProcessingClusterConfigTypeDef,
+        ProcessingInputTypeDef,
+        ProcessingOutputConfigTypeDef,
+        ProcessingOutputTypeDef,
+        ResourceConfigTypeDef,
+        StoppingConditionTypeDef,
+        TagTypeDef,
+    )
+
 # Limits of the API (CreateTrainingJob, CreateProcessingJob).
 PROCESSING_VALUE_LIMIT = 256
 HYPERPARAMETER_LIMIT = 2500
@@ -35,19 +51,22 @@ CLOCK_SKEW_S = 60
 SAME_NAME = ("already exists", "must be unique", "already in use")
 
 
-def request(stage: StageName, job: Row, name: str, settings: Settings) -> Row:
+def request(
+    stage: StageName, job: JobRow, name: str, settings: Settings
+) -> CreateTrainingJobRequestTypeDef | CreateProcessingJobRequestTypeDef:
     """Arguments of create_training_job or create_processing_job for a row of the job table."""
-    make = _training_request if find_stage(stage).is_training else _processing_request
-    return make(stage, job, name, settings)
+    if find_stage(stage).is_training:
+        return _training_request(stage, job, name, settings)
+    return _processing_request(stage, job, name, settings)
 
 
-def stage_options(stage: StageName, job: Row, settings: Settings) -> dict[str, str]:
+def stage_options(stage: StageName, job: JobRow, settings: Settings) -> dict[str, str]:
     """Options by lower-case name, as text.
 
     Raises BAD_OPTION where one is longer than SageMaker takes, COST_LIMIT where no money is left for training.
     """
     given = JobOptions.model_validate(job["options"])
-    values: dict[str, Callable[[], Any]] = {
+    values: dict[str, Callable[[], object]] = {
         "job_id": lambda: job["job_id"],
         "scene": lambda: job["scene"],
         "created_at": lambda: job["created_at"],
@@ -70,36 +89,61 @@ def _usd(amount: float | None) -> str | None:
     return None if amount is None else f"{amount:.6f}"
 
 
-def _processing_request(stage: StageName, job: Row, name: str, settings: Settings) -> Row:
+def _processing_request(
+    stage: StageName, job: JobRow, name: str, settings: Settings
+) -> CreateProcessingJobRequestTypeDef:
     machine = settings.stage(stage)
     bucket, job_id = job["bucket"], job["job_id"]
     options = stage_options(stage, job, settings)
+    cluster: ProcessingClusterConfigTypeDef = {
+        "InstanceCount": 1,
+        "InstanceType": cast("ProcessingInstanceTypeType", machine.instance_type),
+        "VolumeSizeInGB": machine.volume_gb,
+    }
+    if _volume_key(machine, settings):
+        cluster["VolumeKmsKeyId"] = _volume_key(machine, settings)
+    outputs: ProcessingOutputConfigTypeDef = {
+        "Outputs": [
+            _processing_output("output", layout.output_prefix(job_id, stage, name), "EndOfJob", bucket),
+            _processing_output("progress", layout.progress_prefix(job_id, stage), "Continuous", bucket),
+        ]
+    }
+    if settings.kms_key_arn:
+        outputs["KmsKeyId"] = settings.kms_key_arn
     return {
         "ProcessingJobName": name,
         "RoleArn": machine.role_arn,
         "AppSpecification": {"ImageUri": machine.image_uri, "ContainerEntrypoint": _entrypoint(stage)},
         "Environment": {OPTION_PREFIX + option.upper(): value for option, value in options.items()},
         "ProcessingInputs": [_processing_input(job, channel) for channel in find_stage(stage).reads],
-        "ProcessingOutputConfig": {
-            "Outputs": [
-                _processing_output("output", layout.output_prefix(job_id, stage, name), "EndOfJob", bucket),
-                _processing_output("progress", layout.progress_prefix(job_id, stage), "Continuous", bucket),
-            ],
-            **_key("KmsKeyId", settings),
-        },
-        "ProcessingResources": {"ClusterConfig": _cluster(machine, settings)},
+        "ProcessingOutputConfig": outputs,
+        "ProcessingResources": {"ClusterConfig": cluster},
         "StoppingCondition": {"MaxRuntimeInSeconds": machine.max_runtime_s},
         "NetworkConfig": {"EnableNetworkIsolation": True},
         "Tags": _tags(job, stage),
     }
 
 
-def _training_request(stage: StageName, job: Row, name: str, settings: Settings) -> Row:
+def _training_request(stage: StageName, job: JobRow, name: str, settings: Settings) -> CreateTrainingJobRequestTypeDef:
     machine = settings.stage(stage)
     bucket, job_id = job["bucket"], job["job_id"]
-    stopping = {"MaxRuntimeInSeconds": machine.max_runtime_s}
+    stopping: StoppingConditionTypeDef = {"MaxRuntimeInSeconds": machine.max_runtime_s}
     if settings.use_spot:
         stopping["MaxWaitTimeInSeconds"] = machine.max_runtime_s + settings.spot_wait_s
+    cluster: ResourceConfigTypeDef = {
+        "InstanceCount": 1,
+        "InstanceType": cast("TrainingInstanceTypeType", machine.instance_type),
+        "VolumeSizeInGB": machine.volume_gb,
+    }
+    if _volume_key(machine, settings):
+        cluster["VolumeKmsKeyId"] = _volume_key(machine, settings)
+    # SageMaker adds <job name>/output/model/; uncompressed, so that nobody has to unpack an archive.
+    output: OutputDataConfigTypeDef = {
+        "S3OutputPath": layout.uri(bucket, f"work/{job_id}/{stage}/"),
+        "CompressionType": "NONE",
+    }
+    if settings.kms_key_arn:
+        output["KmsKeyId"] = settings.kms_key_arn
     return {
         "TrainingJobName": name,
         "RoleArn": machine.role_arn,
@@ -112,17 +156,18 @@ def _training_request(stage: StageName, job: Row, name: str, settings: Settings)
         "InputDataConfig": [
             {
                 "ChannelName": channel,
-                "DataSource": {"S3DataSource": {**_source(job, channel), "S3DataDistributionType": "FullyReplicated"}},
+                "DataSource": {
+                    "S3DataSource": {
+                        "S3DataType": _source(job, channel).kind,
+                        "S3Uri": _source(job, channel).uri,
+                        "S3DataDistributionType": "FullyReplicated",
+                    }
+                },
             }
             for channel in find_stage(stage).reads
         ],
-        # SageMaker adds <job name>/output/model/; uncompressed, so that nobody has to unpack an archive.
-        "OutputDataConfig": {
-            "S3OutputPath": layout.uri(bucket, f"work/{job_id}/{stage}/"),
-            "CompressionType": "NONE",
-            **_key("KmsKeyId", settings),
-        },
-        "ResourceConfig": _cluster(machine, settings),
+        "OutputDataConfig": output,
+        "ResourceConfig": cluster,
         "StoppingCondition": stopping,
         "CheckpointConfig": {
             "S3Uri": layout.uri(bucket, layout.checkpoints_prefix(job_id)),
@@ -134,39 +179,37 @@ def _training_request(stage: StageName, job: Row, name: str, settings: Settings)
     }
 
 
-def _cluster(machine: StageSettings, settings: Settings) -> Row:
-    cluster = {"InstanceCount": 1, "InstanceType": machine.instance_type, "VolumeSizeInGB": machine.volume_gb}
-    # The disks of these machines encrypt themselves, and SageMaker refuses a key for them.
-    own_disk = machine.instance_type.startswith(OWN_DISK)
-    return cluster if own_disk else {**cluster, **_key("VolumeKmsKeyId", settings)}
+def _volume_key(machine: StageSettings, settings: Settings) -> str:
+    """The key for the machine's volume; empty for disks that encrypt themselves, for which SageMaker refuses a key."""
+    return "" if machine.instance_type.startswith(OWN_DISK) else settings.kms_key_arn
 
 
-def _key(name: str, settings: Settings) -> dict[str, str]:
-    return {name: settings.kms_key_arn} if settings.kms_key_arn else {}
+class Source(NamedTuple):
+    kind: Literal["ManifestFile", "S3Prefix"]
+    uri: str
 
 
-def _source(job: Row, channel: str) -> dict[str, str]:
+def _source(job: JobRow, channel: str) -> Source:
     """Where an input channel lies: the accepted photos, or the output of a stage before."""
     if channel == UPLOAD:
-        return {
-            "S3DataType": "ManifestFile",
-            "S3Uri": layout.uri(job["bucket"], layout.manifest_key(job["job_id"])),
-        }
+        return Source("ManifestFile", layout.uri(job["bucket"], layout.manifest_key(job["job_id"])))
     result = job["results"].get(channel)
     if result is None:
         raise failure("INTERNAL_ERROR", f"The row of job {job['job_id']} has no result of the {channel} stage.")
-    return {"S3DataType": "S3Prefix", "S3Uri": str(result["output_uri"])}
+    return Source("S3Prefix", result["output_uri"])
 
 
 def _entrypoint(stage: StageName) -> list[str]:
     return ["python3", "-m", stage]
 
 
-def _processing_input(job: Row, channel: str) -> Row:
+def _processing_input(job: JobRow, channel: str) -> ProcessingInputTypeDef:
+    source = _source(job, channel)
     return {
         "InputName": channel,
         "S3Input": {
-            **_source(job, channel),
+            "S3DataType": source.kind,
+            "S3Uri": source.uri,
             "LocalPath": f"{PROCESSING}/input/{channel}",
             "S3InputMode": "File",
             "S3DataDistributionType": "FullyReplicated",
@@ -174,7 +217,9 @@ def _processing_input(job: Row, channel: str) -> Row:
     }
 
 
-def _processing_output(folder: str, prefix: str, mode: str, bucket: str) -> Row:
+def _processing_output(
+    folder: str, prefix: str, mode: Literal["Continuous", "EndOfJob"], bucket: str
+) -> ProcessingOutputTypeDef:
     return {
         "OutputName": folder,
         "S3Output": {
@@ -185,12 +230,12 @@ def _processing_output(folder: str, prefix: str, mode: str, bucket: str) -> Row:
     }
 
 
-def _tags(job: Row, stage: StageName) -> list[dict[str, str]]:
+def _tags(job: JobRow, stage: StageName) -> list[TagTypeDef]:
     tags = {"spaceport:scene": job["scene"], "spaceport:job": job["job_id"], "spaceport:stage": stage}
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
-def create(stage: StageName, arguments: Row) -> bool:
+def create(stage: StageName, arguments: CreateTrainingJobRequestTypeDef | CreateProcessingJobRequestTypeDef) -> bool:
     """Create the job; False when a job of this name exists, which is then the same one.
 
     Raises Spaceport.Transient for quotas, throttling and faults of the service, SAGEMAKER_REJECTED for what
@@ -198,7 +243,10 @@ def create(stage: StageName, arguments: Row) -> bool:
     """
     client = aws.sagemaker()
     try:
-        (client.create_training_job if find_stage(stage).is_training else client.create_processing_job)(**arguments)
+        if find_stage(stage).is_training:
+            client.create_training_job(**cast("CreateTrainingJobRequestTypeDef", arguments))
+        else:
+            client.create_processing_job(**cast("CreateProcessingJobRequestTypeDef", arguments))
     except ClientError as error:
         code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -210,13 +258,13 @@ def create(stage: StageName, arguments: Row) -> bool:
     return True
 
 
-def describe(stage: str, name: str) -> Row | None:
+def describe(stage: str, name: str) -> JobDescription | None:
     """SageMaker's description of a job; None when there is no job of this name."""
     client = aws.sagemaker()
     try:
         if find_stage(stage).is_training:
-            return dict(client.describe_training_job(TrainingJobName=name))
-        return dict(client.describe_processing_job(ProcessingJobName=name))
+            return cast("JobDescription", client.describe_training_job(TrainingJobName=name))
+        return cast("JobDescription", client.describe_processing_job(ProcessingJobName=name))
     except ClientError as error:
         if _is_absent(error):
             return None
@@ -225,7 +273,8 @@ def describe(stage: str, name: str) -> Row | None:
 
 def is_older(stage: str, name: str, than_s: float) -> bool:
     """Whether the job of this name was created before ``than_s`` (seconds since 1970, a minute of clock skew off)."""
-    created = (describe(stage, name) or {}).get("CreationTime")
+    description = describe(stage, name)
+    created = description.get("CreationTime") if description else None
     return created is not None and created.timestamp() < than_s - CLOCK_SKEW_S
 
 
