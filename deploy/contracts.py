@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from base.stages import STAGES
-from deploy.document_contracts import documents
+from deploy import document_contracts, event_contracts
 from deploy.option_contracts import job_schema, options_page, stage_models
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +35,8 @@ def contracts() -> dict[str, str]:
         "events/schemas/job.schema.json": job_schema(),
         "containers/job/options.py": stage_models(),
         "docs/options.md": options_page(),
-        **documents(),
+        **document_contracts.documents(),
+        **event_contracts.documents(),
     }
 
 
