@@ -18,7 +18,7 @@ from notifications.report import Figures, ReportSummary, summary_of
 from spaceport.aws.eventbridge import compile_pattern
 from table import jobs
 from tests.unit.cloud import JOB, add_job, cloud
-from tests.unit.fn_notify import fail, finished, succeed
+from tests.unit.notify_calls import fail, finished, succeed
 
 __all__ = ["cloud"]
 ROOT = Path(__file__).parents[2]
