@@ -245,7 +245,7 @@ def check_environment() -> None:
     from gsplat.cuda import _backend
 
     from train import stage
-    from train.engine import gpu_available
+    from train.engines import gpu_available
     from train.gpu import device
 
     print(torch.cuda.get_device_name(0), torch.__version__, torch.version.cuda, gsplat.__version__)
@@ -261,7 +261,7 @@ def run_tests() -> None:
     """Those that need a GPU. Raises SystemExit: where there is none they would all be skipped, which is no success."""
     import pytest
 
-    from train.engine import gpu_available
+    from train.engines import gpu_available
 
     if not gpu_available():
         sys.exit("error: no CUDA device, or no torch and gsplat")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from benchmarks.recording import RESULTS, read_result
-from train.presets import Preset
+from train.presets import TrainingPreset
 from train.schedule import Schedule
 
 
@@ -44,7 +44,7 @@ def newest() -> tuple[str, dict[str, Any]]:
     return max(found, key=lambda pair: str(pair[1]["date"]))
 
 
-def iteration_ms(speed: dict[str, Any], own: str, preset: Preset, device: str) -> float:
+def iteration_ms(speed: dict[str, Any], own: str, preset: TrainingPreset, device: str) -> float:
     """Computed milliseconds of an iteration on ``device``, the mean over the preset's schedule; ``speed``: of ``own``.
 
     blend (P / P0) s F0 / F + rest (N / N0) B0 / B: blending is limited by arithmetic and grows with the pixels P,

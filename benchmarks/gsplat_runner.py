@@ -40,7 +40,7 @@ from benchmarks.gsplat_stand_ins import VERSION, Ssim, example
 from benchmarks.recording import write_json
 from splat.cameras import View, read_scene
 from splat.images import load_photo
-from train.engine import Photo
+from train.engine import TrainingPhoto
 from train.evaluate import score
 
 EARLY = 7_000  # steps after which its recipe evaluates for the first time
@@ -132,7 +132,8 @@ def train(
     import torch
 
     scene = read_scene(data)
-    photos = [Photo(view, load_photo(scene.photo_path(view), view.width, view.height)) for view in scene.views[::8]]
+    views = scene.views[::8]
+    photos = [TrainingPhoto(view, load_photo(scene.photo_path(view), view.width, view.height)) for view in views]
     wait = torch.cuda.synchronize if device != "cpu" else lambda: None
     watch = Stopwatch(wait)
     found: dict[str, Any] = {}

@@ -19,7 +19,8 @@ from splat.cameras import read_scene
 from splat.model import read_ply, write_ply
 from splat.threads import Workers
 from train.dataset import initial_gaussians, load_dataset, scene_extent
-from train.engine import open_engine
+from train.engine import Setup
+from train.engines import open_engine
 from train.relocation import refine
 from train.schedule import Schedule
 
@@ -33,7 +34,7 @@ def make_model(sfm: Path, file: Path, count: int) -> None:
     scene = read_scene(sfm)
     photos = load_dataset(scene, MODEL_SIDE, False).train
     rng = np.random.default_rng(SEED)
-    engine = open_engine(photos, count, SH_DEGREE, SEED, gpu=False)
+    engine = open_engine(Setup(photos, count, SH_DEGREE, SEED))
     engine.load(initial_gaussians(scene, count, rng))
     schedule, extent = Schedule(full_from=0.7), scene_extent([photo.view for photo in photos])
     for i in range(MODEL_STEPS):
@@ -51,7 +52,7 @@ def serve(sfm: Path) -> None:
     """Answer questions on standard input: first what to load, then where in the photos to take the next steps."""
     wanted = json.loads(sys.stdin.readline())
     photos = load_dataset(read_scene(sfm), wanted["side"], False).train
-    engine = open_engine(photos, wanted["count"], SH_DEGREE, SEED, gpu=False)
+    engine = open_engine(Setup(photos, wanted["count"], SH_DEGREE, SEED))
     engine.load(read_ply(wanted["model"]))
     rates = Schedule().rates(0.5, scene_extent([photo.view for photo in photos]))
     for photo in range(3):  # warm-up

@@ -37,8 +37,8 @@ from train import presets
 from train.dataset import Dataset, load_dataset
 from train.evaluate import score
 from train.exposure import measure
-from train.presets import Preset
-from train.stopping import CLOCK_VARIABLE, Clock
+from train.presets import TrainingPreset
+from train.stopping import CLOCK_VARIABLE, Stopwatch
 from train.trainer import Trainer
 
 SPEED_STEPS = 60
@@ -107,7 +107,7 @@ def quality(sfm: Path, names: list[str], seeds: list[int]) -> None:
 
 
 def trainings(
-    scene: Scene, data: Dataset, preset: Preset, seeds: list[int]
+    scene: Scene, data: Dataset, preset: TrainingPreset, seeds: list[int]
 ) -> tuple[dict[str, Any], Trainer, list[int]]:
     """Figures on the test photos, means over one training for each seed; the last trainer; iterations of each."""
     each, iterations = [], []
@@ -139,9 +139,9 @@ def ablation(folders: list[Path], names: list[str], at_draft: bool) -> None:
 
 def steps_per_second(trainer: Trainer) -> float:
     rates = trainer.preset.schedule.rates(1.0, trainer.extent)
-    clock = Clock(0.0, available_cores())
+    stopwatch = Stopwatch(0.0, available_cores())
     full_steps(trainer, SPEED_STEPS, rates)
-    return SPEED_STEPS / max(clock.elapsed_s(), time.get_clock_info("process_time").resolution)
+    return SPEED_STEPS / max(stopwatch.elapsed_s(), time.get_clock_info("process_time").resolution)
 
 
 def clock_name() -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.gpus import GPUS, iteration_ms, newest
 from benchmarks.marks import filled
 from train import memory, presets
-from train.memory import Plan, Room
+from train.memory import FreeMemory, MemoryPlan
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +31,7 @@ MEMORY = {
     "H100, 80 GB": (79, 200),
 }  # GiB on the device, of the host
 PHOTOS = [(4000, 3000)] * 300
-WANTED = (Plan(300_000, 1600), Plan(1_000_000, 1600), Plan(5_000_000, 4000))
+WANTED = (MemoryPlan(300_000, 1600), MemoryPlan(1_000_000, 1600), MemoryPlan(5_000_000, 4000))
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ KERNELS = {
     "blend, forward and backward": (("blend",), ("blend, forward and backward", "blend, image and its gradient")),
     "SSIM and its slopes": (("similarity",), ("loss: SSIM and its slopes",)),
     "gradient of the loss": (("image_gradient",), ("loss: gradient",)),
-    "gradients by the projected": (("finish",), ("gradients by the projected",)),
+    # "finish" in results of old
+    "gradients by the projected": (("projected_gradients", "finish"), ("gradients by the projected",)),
     "projection backward (gsplat)": (("projection_ewa_3dgs_fused_bwd",), ("projection backward (gsplat)",)),
     "SH: backward and Adam": (("update_colors",), ("Adam on SH, with SH backward now",)),
     "the rest: Adam": (("update_geometry",), ("Adam on the rest",)),
@@ -137,11 +138,14 @@ def memory_table() -> str:
     rows = ["| wanted: Gaussians, long side | needed | " + " | ".join(MEMORY) + " |"]
     rows.append("|---|---|" + "---|" * len(MEMORY))
     for wanted in WANTED:
-        cells = [f"{wanted.max_gaussians:,}, {wanted.long_side} px", f"{memory.needed(wanted, PHOTOS, 3) / 1e9:.1f} GB"]
+        cells = [
+            f"{wanted.max_gaussians:,}, {wanted.long_side} px",
+            f"{memory.needed_bytes(wanted, PHOTOS, 3) / 1e9:.1f} GB",
+        ]
         for device, host in MEMORY.values():
             # What is free after CUDA has started: 0.5 GiB are its own.
-            room = Room((2 * device - 1) << 29, device << 30, host << 30)
-            plan = memory.choose(wanted, PHOTOS, 3, room)
+            free = FreeMemory((2 * device - 1) << 29, device << 30, host << 30)
+            plan = memory.fitting(wanted, PHOTOS, 3, free)
             kept = "photos in the host's memory" if plan.pinned_photos else "photos on the GPU"
             same = (
                 "as wanted" if (plan.max_gaussians, plan.long_side) == (wanted.max_gaussians, wanted.long_side) else ""

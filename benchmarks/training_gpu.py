@@ -47,10 +47,11 @@ from splat.cameras import Scene, read_scene
 from splat.model import read_ply, write_ply
 from train import presets
 from train.dataset import Dataset, load_dataset
-from train.engine import Engine, gpu_available
+from train.engine import Engine
+from train.engines import gpu_available
 from train.evaluate import mean_psnr, score
 from train.exposure import UNIT, measure
-from train.presets import Preset
+from train.presets import TrainingPreset
 from train.trainer import Trainer
 
 NAME, ABLATION = "training-gpu", "-ablation"  # of the files in OUT; in benchmarks/results by the GPU
@@ -66,7 +67,7 @@ class Row:
     """A training on ``scene``. ``as_product``: exposure is measured, and the stop rule has its validation photos."""
 
     scene: str
-    preset: Preset
+    preset: TrainingPreset
     seeds: tuple[int, ...] = (SEED,)
     as_product: bool = False
 
@@ -77,7 +78,7 @@ class Plan:
 
     rows: dict[str, Row]
     speed: Row
-    ablation: Preset
+    ablation: TrainingPreset
     gpu: bool = True
 
 
@@ -183,7 +184,7 @@ class Bench:
             self._photos[key] = load_dataset(self.scenes[scene], long_side, with_validation)
         return self._photos[key]
 
-    def warm_up(self, scene: Scene, data: Dataset, preset: Preset) -> None:
+    def warm_up(self, scene: Scene, data: Dataset, preset: TrainingPreset) -> None:
         """Compile every kernel, once."""
         if not self._warm:
             short = replace(preset, max_iterations=60)

@@ -23,7 +23,8 @@ from splat.cameras import read_scene
 from splat.model import Gaussians
 from train import presets
 from train.dataset import initial_gaussians, load_dataset, scene_extent
-from train.engine import Engine, gpu_available, open_engine
+from train.engine import Engine, Setup
+from train.engines import gpu_available, open_engine
 from train.gpu import device
 from train.relocation import refine
 
@@ -47,7 +48,7 @@ def main() -> None:
     extent = scene_extent([photo.view for photo in photos])
     runs: list[dict[str, Any]] = []
     for gpus in range(1, device.count(arguments.gpus) + 1):
-        engine = open_engine(photos, arguments.gaussians, SH_DEGREE, SEED, gpu=True, gpus=gpus)
+        engine = open_engine(Setup(photos, arguments.gaussians, SH_DEGREE, SEED, gpus))
         runs.append({"gpus": gpus, "device": engine.device} | measured(engine, start, len(photos), extent))
         print(json.dumps(runs[-1]), flush=True)
         versions = {name: version for name, version in engine.versions().items() if name in ("torch", "cuda", "gsplat")}
@@ -64,7 +65,7 @@ def measured(engine: Engine, start: Gaussians, photos: int, extent: float) -> di
     """Milliseconds of a step and of a photo, and the mean loss meanwhile."""
     engine.load(start)
     rng, rates = np.random.default_rng(SEED), presets.GPU["high"].schedule.rates(PROGRESS, extent)
-    while engine.count() < engine.capacity:
+    while engine.count() < engine.setup.max_gaussians:
         refine(engine, rng, growth=1.0)
 
     def steps(count: int) -> float:

@@ -15,38 +15,39 @@ from job import Job, JobKind
 from splat.cameras import Scene
 from splat.threads import available_cores
 from train.dataset import Dataset, initial_gaussians
-from train.engine import Rates, open_engine
+from train.engine import Rates, Setup
+from train.engines import open_engine
 from train.evaluate import Score, score
 from train.exposure import compensated, measure
-from train.presets import Preset
-from train.trainer import Result, Trainer, trainable
+from train.presets import TrainingPreset
+from train.trainer import Trainer, TrainingResult, trainable
 
 SEED = 1
 HIDDEN_EVERY, HIDDEN_FROM = 7, 3  # photos that the ablation measures on: of those that are no test photos
 
 
-def scheduled(**changes: Any) -> Callable[[Preset], Preset]:
+def scheduled(**changes: Any) -> Callable[[TrainingPreset], TrainingPreset]:
     return lambda preset: replace(preset, schedule=replace(preset.schedule, **changes))
 
 
-def capped(factor: float) -> Callable[[Preset], Preset]:
+def capped(factor: float) -> Callable[[TrainingPreset], TrainingPreset]:
     return lambda preset: replace(preset, max_gaussians=round(factor * preset.max_gaussians))
 
 
-def same(preset: Preset) -> Preset:
+def same(preset: TrainingPreset) -> TrainingPreset:
     return preset
 
 
 # What a row of the ablation changes, against the preset. "plain" and "seed 2" show how much is chance; "exposure as it
 # is" leaves out the compensation that all the others have.
 UNCHANGED = ("plain", "seed 2", "exposure as it is")
-ABLATION: dict[str, Callable[[Preset], Preset]] = {
+ABLATION: dict[str, Callable[[TrainingPreset], TrainingPreset]] = {
     **dict.fromkeys(UNCHANGED, same),
-    "split by opacity alone": scheduled(score_photos=0),
-    "split by the error of 4 photos": scheduled(score_photos=4),
+    "split by opacity alone": scheduled(error_photos=0),
+    "split by the error of 4 photos": scheduled(error_photos=4),
     "sparse points only": scheduled(gap_share=0.0),
     "points in gaps": scheduled(gap_share=0.15),
-    "split by the error of 4 photos, points in gaps": scheduled(score_photos=4, gap_share=0.15),
+    "split by the error of 4 photos, points in gaps": scheduled(error_photos=4, gap_share=0.15),
     "twice as many points in gaps": scheduled(gap_share=0.3),
     "full resolution from the start": scheduled(half_from=0.0, full_from=0.0),
     "full resolution from the start, half the steps": lambda preset: replace(
@@ -55,8 +56,8 @@ ABLATION: dict[str, Callable[[Preset], Preset]] = {
     "full resolution sooner": scheduled(half_from=0.06, full_from=0.25),
     "all Gaussians from the start": scheduled(growth=100.0),
     "no noise": scheduled(noise=0.0),
-    "no pull on opacity": scheduled(opacity_pull=0.0),
-    "no pull on scale": scheduled(scale_pull=0.0),
+    "no pull on opacity": scheduled(opacity_reg=0.0),
+    "no pull on scale": scheduled(scale_reg=0.0),
     "all SH bands from the start": scheduled(sh_step=0.0),
     "SH bands one after the other": scheduled(sh_step=0.08),
     "no SH bands": lambda preset: replace(preset, sh_degree=0),
@@ -81,19 +82,19 @@ ON_CPU = tuple(name for name in ABLATION if name not in CHANGES_GPU)
 ON_GPU = tuple(name for name in ABLATION if name not in CHANGES_CPU)
 
 
-def train(scene: Scene, data: Dataset, preset: Preset, seed: int, gpu: bool) -> tuple[Trainer, Result]:
+def train(scene: Scene, data: Dataset, preset: TrainingPreset, seed: int, gpu: bool) -> tuple[Trainer, TrainingResult]:
     """One training from the sparse points, as the stage does it."""
     photos = [compensated(photo) for photo in trainable(data)]
-    engine = open_engine(photos, preset.max_gaussians, preset.sh_degree, seed, gpu)
+    engine = open_engine(Setup(photos, preset.max_gaussians, preset.sh_degree, seed, gpus=int(gpu)))
     with tempfile.TemporaryDirectory() as folder:
         job = Job.open("train", JobKind.TRAINING, Path(folder))
-        trainer = Trainer(job, engine, preset, data, available_cores(), seed)
+        trainer = Trainer(job, engine, preset, data, available_cores())
         rng, trained = np.random.default_rng(seed), photos[: len(data.train)]
         trainer.start(initial_gaussians(scene, preset.max_gaussians, rng, trained, preset.schedule.gap_share))
         return trainer, trainer.run()
 
 
-def ablate(scene: Scene, photos: Dataset, name: str, preset: Preset, gpu: bool) -> dict[str, Any]:
+def ablate(scene: Scene, photos: Dataset, name: str, preset: TrainingPreset, gpu: bool) -> dict[str, Any]:
     """One row of the table: the figures on photos that are neither trained nor test photos."""
     hidden = photos.train[HIDDEN_FROM::HIDDEN_EVERY]
     seen = [photo for i, photo in enumerate(photos.train) if i % HIDDEN_EVERY != HIDDEN_FROM]

@@ -12,7 +12,11 @@ from splat.ply import read_vertices, write_vertices
 
 Array = NDArray[np.floating]  # always float32 after construction
 
+# Factors of the real spherical harmonics, by band, as in the original 3DGS.
 SH_C0 = 0.28209479177387814  # Y_0^0 = 1 / (2 sqrt(pi)): colour = 0.5 + SH_C0 * f_dc
+SH_C1 = 0.48860251190291992
+SH_C2 = (1.0925484305920792, 0.31539156525252005, 0.54627421529603959)
+SH_C3 = (0.59004358992664352, 2.890611442640554, 0.45704579946446572, 0.3731763325901154, 1.4453057213202769)
 MAX_SH_DEGREE = 3
 
 

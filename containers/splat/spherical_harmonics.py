@@ -11,17 +11,12 @@ from typing import Any
 import numpy as np
 
 from splat.lane_math import HALF, TWO, inline
+from splat.model import SH_C0, SH_C1, SH_C2, SH_C3
 from splat.simd import load, store
 
-C1 = np.float32(0.48860251190291992)
-C2 = [np.float32(v) for v in (1.0925484305920792, 0.31539156525252005, 0.54627421529603959)]
-C20, C21, C22 = C2
-C3 = [
-    np.float32(v)
-    for v in (0.59004358992664352, 2.890611442640554, 0.45704579946446572, 0.3731763325901154, 1.4453057213202769)
-]
-C30, C31, C32, C33, C34 = C3
-C0 = np.float32(0.28209479177387814)
+C0, C1 = np.float32(SH_C0), np.float32(SH_C1)
+C20, C21, C22 = (np.float32(v) for v in SH_C2)
+C30, C31, C32, C33, C34 = (np.float32(v) for v in SH_C3)
 N2, N3, N4, N5, N6, N8 = (np.float32(v) for v in (2, 3, 4, 5, 6, 8))
 
 

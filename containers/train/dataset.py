@@ -15,7 +15,7 @@ from job import StageError
 from splat.cameras import Scene, View
 from splat.images import load_photo
 from splat.model import SH_C0, Gaussians
-from train.engine import Photo
+from train.engine import TrainingPhoto
 from train.gaps import points_in_gaps
 
 FEWEST_VIEWS = 4
@@ -30,9 +30,9 @@ NEIGHBOURS = 3
 class Dataset:
     """No photo is in two lists."""
 
-    train: list[Photo]
-    validation: list[Photo]  # what decisions look at; they join the training for the cool-down
-    test: list[Photo]  # for the report only: neither training nor any decision sees them; empty in a user's run
+    train: list[TrainingPhoto]
+    validation: list[TrainingPhoto]  # what decisions look at; they join the training for the cool-down
+    test: list[TrainingPhoto]  # for the report only: neither training nor any decision sees them; empty in a user's run
 
 
 def load_dataset(
@@ -54,11 +54,11 @@ def load_dataset(
             "Add photos that overlap by at least two thirds and are sharp.",
         )
 
-    def load(view: View) -> Photo:
+    def load(view: View) -> TrainingPhoto:
         check_stop()
         fitted = view.fitted(long_side)
         try:
-            return Photo(fitted, load_photo(scene.photo_path(view), fitted.width, fitted.height))
+            return TrainingPhoto(fitted, load_photo(scene.photo_path(view), fitted.width, fitted.height))
         except ValueError as error:
             raise StageError("PHOTO_UNREADABLE", f"{error}. Run SfM again.") from error
 
@@ -66,7 +66,7 @@ def load_dataset(
         return split(list(pool.map(load, scene.views)), with_validation, with_test)
 
 
-def split(photos: list[Photo], with_validation: bool, with_test: bool) -> Dataset:
+def split(photos: list[TrainingPhoto], with_validation: bool, with_test: bool) -> Dataset:
     """``photos`` in the order of their names, dealt to the three lists."""
     test = photos[::HELD_OUT_EVERY] if with_test else []
     rest = [photo for i, photo in enumerate(photos) if i % HELD_OUT_EVERY or not with_test]
@@ -76,6 +76,11 @@ def split(photos: list[Photo], with_validation: bool, with_test: bool) -> Datase
     return Dataset(train, [rest[i] for i in sorted(chosen)], test)
 
 
+def trainable(data: Dataset) -> list[TrainingPhoto]:
+    """The photos that an engine must hold: those of the training, then those that join it for the cool-down."""
+    return data.train + data.validation
+
+
 def scene_extent(views: list[View]) -> float:
     """1.1 times the largest distance of a camera from the cameras' centroid, in scene units."""
     centers = np.array([view.center for view in views])
@@ -83,7 +88,7 @@ def scene_extent(views: list[View]) -> float:
 
 
 def initial_gaussians(
-    scene: Scene, most: int, rng: np.random.Generator, photos: Sequence[Photo] = (), gap_share: float = 0.0
+    scene: Scene, most: int, rng: np.random.Generator, photos: Sequence[TrainingPhoto] = (), gap_share: float = 0.0
 ) -> Gaussians:
     """One round Gaussian per sparse point, as wide as the root mean square distance to its three nearest neighbours.
 

@@ -1,4 +1,4 @@
-"""What the trainer needs of an engine: the CPU (numba) and the GPU (torch and gsplat) do the same things."""
+"""The contract between the trainer and its engines: the CPU (numba) and GPUs (torch and gsplat) do the same things."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from PIL import Image
 from splat.cameras import View
 from splat.model import Gaussians
 
+Arrays = dict[str, NDArray[Any]]  # an engine's saved state, by name
 LEVELS = (4, 2, 1)  # photos are shrunk by these factors, coarse first
 
 
 @dataclass(frozen=True)
-class Photo:
+class TrainingPhoto:
     """A photo at the training resolution, with the camera of exactly this size."""
 
     view: View
     pixels: NDArray[np.uint8]  # [H, W, 3]
     gain: tuple[float, ...] = (1.0, 1.0, 1.0)  # per channel, against the scene's usual exposure
 
-    def shrunk(self, level: int) -> Photo:
+    def shrunk(self, level: int) -> TrainingPhoto:
         """Both sides divided by ``level`` (area filter), with the camera that belongs to the true new size."""
         if level == 1:
             return self
         width, height = max(1, self.view.width // level), max(1, self.view.height // level)
         small = Image.fromarray(self.pixels).resize((width, height), Image.Resampling.BOX)
-        return Photo(self.view.resized(width, height), np.asarray(small), self.gain)
+        return TrainingPhoto(self.view.resized(width, height), np.asarray(small), self.gain)
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Rates:
     sh0: float
     sh_rest: float
     noise: float  # times Sigma (scene units squared) is a displacement; 0 = none
-    opacity_pull: float  # weight of the mean opacity in the loss
-    scale_pull: float  # weight of the mean scale, in scene units, in the loss
+    opacity_reg: float  # opacity regularisation of 3DGS-MCMC: weight of the mean opacity in the loss
+    scale_reg: float  # scale regularisation: weight of the mean scale, in scene units, in the loss
 
     def slower(self, factor: float) -> Rates:
         """Every step ``factor`` times as long; the loss stays the same."""
@@ -53,15 +54,50 @@ class Rates:
         return replace(self, **{name: factor * getattr(self, name) for name in steps})
 
 
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What an engine is opened with. It is passed on whole, down to the rasterizer: who needs a field reads it there.
+
+    Every field that changes the result must be equal for a checkpoint to be resumed (``checkpoint.fingerprint``).
+    """
+
+    photos: Sequence[TrainingPhoto]  # to train
+    max_gaussians: int  # cap_max of 3DGS-MCMC: there are never more
+    sh_degree: int  # the highest
+    seed: int
+    gpus: int = 0  # 0: train on the CPU
+    pinned_photos: bool = False  # photos lie in pinned memory of the host, not on the GPU
+
+
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """Relocated or added Gaussians (3DGS-MCMC, Kheradmand et al. 2024; ``relocate`` and ``sample_add`` of gsplat).
+
+    Each target becomes a copy of its source, both with this opacity and scale; targets may lie beyond the count. Adam's
+    moments of the targets, and of the sources when ``reset_sources``, become zero.
+    """
+
+    sources: NDArray[np.int64]  # [n]
+    targets: NDArray[np.int64]  # [n]
+    logits: NDArray[np.float32]  # [n] opacities
+    log_scales: NDArray[np.float32]  # [n, 3]
+    reset_sources: bool
+
+    @property
+    def count(self) -> int:
+        """How many Gaussians there are afterwards, at least."""
+        return int(self.targets.max(initial=-1)) + 1
+
+
 class Engine(Protocol):
-    """One model in training. Capacity is fixed: there are never more than ``capacity`` Gaussians.
+    """One model in training.
 
     Where a device is full its methods raise ``memory.OutOfDeviceMemory``; the engine is of no use then.
     """
 
     name: str
     device: str
-    capacity: int
+    setup: Setup
     views: int  # photos of a step; above 1 its rates are those of a step on one photo all the same
 
     def load(self, gaussians: Gaussians) -> None:
@@ -70,9 +106,12 @@ class Engine(Protocol):
     def step(self, photos: Sequence[int], level: int, sh_degree: int, rates: Rates) -> None:
         """One optimiser step on the training photos of these numbers, ``views`` of them, shrunk by ``level``."""
 
-    def blame(self, photo: int, level: int, sh_degree: int) -> NDArray[np.float32]:
-        """[N] the error of a training photo, shrunk by ``level``, that is each Gaussian's: the sum over the pixels of
-        |render - photo| (mean over channels) times the Gaussian's weight in the pixel."""
+    def error_per_gaussian(self, photo: int, level: int, sh_degree: int) -> NDArray[np.float32]:
+        """[N] each Gaussian's share of the error of a training photo, shrunk by ``level``, which says where to densify.
+
+        The sum over the pixels of |render - photo| (mean over channels) times the Gaussian's weight in the pixel (Rota
+        Bulo et al. 2024, "Revising Densification in Gaussian Splatting").
+        """
 
     def mean_loss(self) -> float:
         """Mean loss of the steps since the last call; NaN when there was none. May wait for the device."""
@@ -88,57 +127,17 @@ class Engine(Protocol):
     def log_scales(self) -> NDArray[np.float32]:
         """[N, 3]."""
 
-    def adopt(
-        self,
-        sources: NDArray[np.int64],
-        targets: NDArray[np.int64],
-        logits: NDArray[np.float32],
-        log_scales: NDArray[np.float32],
-        rest_sources: bool,
-    ) -> None:
-        """Make each target a copy of its source, both with this opacity and scale; targets may lie beyond the count.
-
-        The optimiser's moments of the targets, and of the sources when ``rest_sources``, become zero.
-        """
+    def relocate(self, moves: Moves) -> None:
+        """Copy Gaussians to where they are needed, see ``Moves``."""
 
     def render(self, view: View, sh_degree: int) -> NDArray[np.float32]:
         """[H, W, 3] on black."""
 
     def gaussians(self) -> Gaussians: ...
 
-    def state(self) -> dict[str, NDArray[Any]]:
+    def state(self) -> Arrays:
         """Everything that ``restore`` needs to go on exactly here."""
 
-    def restore(self, state: dict[str, NDArray[Any]]) -> None: ...
+    def restore(self, state: Arrays) -> None: ...
 
     def versions(self) -> dict[str, str]: ...
-
-
-def gpu_available() -> bool:
-    """Whether there is a GPU that works. Does not import torch where gsplat is not installed."""
-    from train.gpu import device
-
-    return not device.fault(device.look())[0]
-
-
-def open_engine(
-    photos: list[Photo],
-    capacity: int,
-    sh_degree: int,
-    seed: int,
-    gpu: bool,
-    pinned_photos: bool = False,
-    gpus: int = 1,
-) -> Engine:
-    """That of one or more GPUs when ``gpu`` (photos in the host's memory when ``pinned_photos``), else of the CPU."""
-    if gpu and gpus > 1:
-        from train.gpus.engine import GpusEngine
-
-        return GpusEngine(photos, capacity, sh_degree, seed, gpus, pinned_photos)
-    if gpu:
-        from train.gpu.engine import GpuEngine
-
-        return GpuEngine(photos, capacity, sh_degree, seed, pinned_photos)
-    from train.cpu.engine import CpuEngine
-
-    return CpuEngine(photos, capacity, sh_degree, seed)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from splat.images import save_photo, to_uint8
 from splat.metrics import WINDOW, psnr, ssim
-from train.engine import Engine, Photo
+from train.engine import Engine, TrainingPhoto
 
 PREVIEWS = 12
 
@@ -24,7 +24,7 @@ class Score(TypedDict):
     gain: list[float]  # what the render was multiplied with, see ``exposure``
 
 
-def mean_psnr(engine: Engine, photos: list[Photo], sh_degree: int) -> float:
+def mean_psnr(engine: Engine, photos: list[TrainingPhoto], sh_degree: int) -> float:
     """Mean PSNR in dB over ``photos``; NaN for none."""
     values = [psnr(render_clipped(engine, photo, sh_degree), photo.pixels / 255.0) for photo in photos]
     return float(np.mean(values)) if values else float("nan")
@@ -32,7 +32,7 @@ def mean_psnr(engine: Engine, photos: list[Photo], sh_degree: int) -> float:
 
 def score(
     engine: Engine,
-    photos: list[Photo],
+    photos: list[TrainingPhoto],
     sh_degree: int,
     previews: Path | None = None,
     check_stop: Callable[[], None] = lambda: None,
@@ -77,6 +77,6 @@ def fit_exposure(image: NDArray[np.floating], truth: NDArray[np.floating]) -> ND
     return fitted
 
 
-def render_clipped(engine: Engine, photo: Photo, sh_degree: int) -> NDArray[np.float32]:
+def render_clipped(engine: Engine, photo: TrainingPhoto, sh_degree: int) -> NDArray[np.float32]:
     """[H, W, 3] in 0..1, at the exposure of the photo."""
     return np.clip(engine.render(photo.view, sh_degree) * np.array(photo.gain, np.float32), 0.0, 1.0)

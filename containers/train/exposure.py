@@ -16,7 +16,7 @@ from PIL import Image
 
 from splat.cameras import Scene
 from train.dataset import Dataset
-from train.engine import Photo
+from train.engine import TrainingPhoto
 
 SPREAD_LIMIT = 0.04  # standard deviation of the logarithm of the gains, above which photos are compensated
 ERRORS_LIMIT = 2.0  # the same in errors of a point: shine and wrong matches must not pass for exposure
@@ -52,10 +52,10 @@ def measure(scene: Scene, data: Dataset) -> tuple[Dataset, float]:
     tested = gains_against(scene, data.test, found.colors)
     trained = [replace(photo, gain=tuple(np.exp(gain))) for photo, gain in zip(known, found.gains, strict=True)]
     test = [replace(photo, gain=tuple(np.exp(gain))) for photo, gain in zip(data.test, tested, strict=True)]
-    return Dataset(trained[: len(data.train)], trained[len(data.train) :], test), spread
+    return replace(data, train=trained[: len(data.train)], validation=trained[len(data.train) :], test=test), spread
 
 
-def log_gains(scene: Scene, photos: list[Photo]) -> Exposures:
+def log_gains(scene: Scene, photos: list[TrainingPhoto]) -> Exposures:
     """Gains per photo and channel, from the points that several photos see.
 
     Least absolute differences by reweighting; the points are eliminated, which leaves one equation per photo.
@@ -85,7 +85,7 @@ def log_gains(scene: Scene, photos: list[Photo]) -> Exposures:
     return Exposures(np.where(seeing[:, None], gains - usual, 0.0), found, float(np.median(error)))
 
 
-def gains_against(scene: Scene, photos: list[Photo], colors: NDArray[np.float64]) -> NDArray[np.float64]:
+def gains_against(scene: Scene, photos: list[TrainingPhoto], colors: NDArray[np.float64]) -> NDArray[np.float64]:
     """[photos, 3] log gains of photos, given the log colours of the points: the median difference, 0 where unknown."""
     photo, row, seen = _observations(scene, photos)
     rest = seen - colors[row]
@@ -101,7 +101,7 @@ def is_compensated(data: Dataset) -> bool:
     return any(photo.gain != UNIT for photo in data.train)
 
 
-def compensated(photo: Photo) -> Photo:
+def compensated(photo: TrainingPhoto) -> TrainingPhoto:
     """The photo as if its gain were 1. What is overexposed in a brighter photo cannot be known and stays bright."""
     if photo.gain == UNIT:
         return photo
@@ -114,7 +114,7 @@ def compensated(photo: Photo) -> Photo:
 
 
 def _observations(
-    scene: Scene, photos: list[Photo]
+    scene: Scene, photos: list[TrainingPhoto]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """(number of the photo, row of the point, log colour [n, 3]) of every well exposed observation."""
     full = {view.name: view for view in scene.views}

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splat.cameras import Scene
-from train.engine import Photo
+from train.engine import TrainingPhoto
 
 CELLS = 12  # along the long side
 NEARER, FARTHER = -0.1, 0.4  # logarithm of the depth against that of the nearest point
 
 
 def points_in_gaps(
-    scene: Scene, photos: list[Photo], most: int, rng: np.random.Generator
+    scene: Scene, photos: list[TrainingPhoto], most: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """At most ``most`` points: xyz [n, 3], rgb [n, 3] in 0..255, and half the width of a cell there [n]."""
     each = most // max(len(photos), 1)
@@ -30,7 +30,7 @@ def points_in_gaps(
 
 
 def _in_gaps_of(
-    scene: Scene, photo: Photo, count: int, rng: np.random.Generator
+    scene: Scene, photo: TrainingPhoto, count: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     view = photo.view
     camera = view.in_camera(scene.points_seen_in(view.name))

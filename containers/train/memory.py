@@ -23,30 +23,24 @@ six tile intersections, and two numbers that say what is sent.
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from job import StageError
-from job.documents import write_json_atomically
 from splat.cameras import fitted_size
-from train import checkpoint
 
 RESERVE = 256 << 20  # for modules, the allocator's rounding and what grows
 RESERVED_SHARE = 0.05  # of the device, the same
 HOST_SHARE = 0.6  # of the host's free memory that photos may take
 FEWEST_GAUSSIANS, SMALLEST_LONG_SIDE = 10_000, 320
 PHOTO_SHARE = 0.25  # photos that take less than this of what is needed stay where they are
-RANK_RESERVE = (
-    1 << 30
-)  # of each of several GPUs: another process and the rooms of NCCL, both not there when it is planned
-FILE = "memory.json"
-CHANGED = ("max_gaussians", "size", "gains")  # of a fingerprint, by a smaller plan
+# Of each of several GPUs: another process and the buffers of NCCL, both not there when it is planned.
+RANK_RESERVE = 1 << 30
 
 Size = tuple[int, int]  # width, height
 T = TypeVar("T")
@@ -57,23 +51,23 @@ class OutOfDeviceMemory(Exception):
 
 
 @dataclass(frozen=True)
-class Room:
-    """Bytes: free on the device, of the device, free on the host."""
-
-    free: int
-    total: int
-    host: int
+class FreeMemory:
+    device_bytes: int
+    total_bytes: int  # of the device, free or not
+    host_bytes: int
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
+    """What a training is given, so that it fits."""
+
     max_gaussians: int
     long_side: int
     pinned_photos: bool = False  # in pinned memory of the host
 
 
 def model_bytes(gaussians: int, sh_degree: int, gpus: int = 1) -> int:
-    """On each of ``gpus`` GPUs."""
+    """Bytes of a model on each of ``gpus`` GPUs."""
     coefficients = (sh_degree + 1) ** 2
     shard = -(-gaussians // gpus) * (4 * (3 * (11 + 3 * coefficients) + 58) + 12 * coefficients)
     return shard + gaussians * (156 if gpus == 1 else 4 * 123 + 172)
@@ -88,42 +82,44 @@ def photo_bytes(sizes: list[Size], long_side: int) -> int:
     return 3 * pixels + 3 * pixels // 4 + 3 * pixels // 16
 
 
-def needed(plan: Plan, sizes: list[Size], sh_degree: int, gpus: int = 1) -> int:
+def needed_bytes(plan: MemoryPlan, sizes: list[Size], sh_degree: int, gpus: int = 1) -> int:
     """Bytes on each device. A photo in the host's memory needs room for one copy on the device."""
     photos = photo_bytes(sizes, plan.long_side)
     kept = picture_bytes(sizes, plan.long_side) // 20 if plan.pinned_photos else photos
     return model_bytes(plan.max_gaussians, sh_degree, gpus) + picture_bytes(sizes, plan.long_side) + kept
 
 
-def choose(wanted: Plan, sizes: list[Size], sh_degree: int, room: Room, gpus: int = 1) -> Plan:
+def fitting(wanted: MemoryPlan, sizes: list[Size], sh_degree: int, free: FreeMemory, gpus: int = 1) -> MemoryPlan:
     """The plan that comes nearest to ``wanted`` and fits. ``sizes`` of the photos as they are.
 
     Raises StageError OUT_OF_GPU_MEMORY when even the smallest does not.
     """
-    budget = room.free - RESERVE - int(RESERVED_SHARE * room.total) - (RANK_RESERVE if gpus > 1 else 0)
-    plan = wanted
-    while needed(plan, sizes, sh_degree, gpus) > budget:
-        plan = less(plan, sizes, sh_degree, room.host, f"{room.free / 1e9:.1f} GB are free on the device", gpus)
+    reserved = RESERVE + int(RESERVED_SHARE * free.total_bytes) + (RANK_RESERVE if gpus > 1 else 0)
+    plan, reason = wanted, f"{free.device_bytes / 1e9:.1f} GB are free on the device"
+    while needed_bytes(plan, sizes, sh_degree, gpus) > free.device_bytes - reserved:
+        plan = smaller(plan, sizes, sh_degree, free.host_bytes, reason, gpus)
     return plan
 
 
-def less(plan: Plan, sizes: list[Size], sh_degree: int, host: int, reason: str, gpus: int = 1) -> Plan:
+def smaller(
+    plan: MemoryPlan, sizes: list[Size], sh_degree: int, host_bytes: int, reason: str, gpus: int = 1
+) -> MemoryPlan:
     """Photos to the host when they are much of it and fit there, else half of whatever takes more.
 
     Half the pixels is 0.7 times the long side. Raises StageError OUT_OF_GPU_MEMORY when nothing is left to halve.
     """
-    photos, whole = photo_bytes(sizes, plan.long_side), needed(plan, sizes, sh_degree, gpus)
+    photos, whole = photo_bytes(sizes, plan.long_side), needed_bytes(plan, sizes, sh_degree, gpus)
     in_host = 2 * photos if gpus == 1 else (2 * gpus + 1) * photos  # pinned and as they were loaded, in each process
-    if not plan.pinned_photos and photos > PHOTO_SHARE * whole and in_host < HOST_SHARE * host:
+    if not plan.pinned_photos and photos > PHOTO_SHARE * whole and in_host < HOST_SHARE * host_bytes:
         return replace(plan, pinned_photos=True)
     model = model_bytes(plan.max_gaussians, sh_degree, gpus)
     pictures = whole - model
-    fewer, smaller = plan.max_gaussians // 2, int(min(plan.long_side, max(map(max, sizes), default=1)) * 0.5**0.5)
-    can_be_fewer, can_be_smaller = fewer >= FEWEST_GAUSSIANS, smaller >= SMALLEST_LONG_SIDE
-    if can_be_fewer and (model >= pictures or not can_be_smaller):
+    fewer, shorter = plan.max_gaussians // 2, int(min(plan.long_side, max(map(max, sizes), default=1)) * 0.5**0.5)
+    can_be_fewer, can_be_shorter = fewer >= FEWEST_GAUSSIANS, shorter >= SMALLEST_LONG_SIDE
+    if can_be_fewer and (model >= pictures or not can_be_shorter):
         return replace(plan, max_gaussians=fewer)
-    if can_be_smaller:
-        return replace(plan, long_side=smaller)
+    if can_be_shorter:
+        return replace(plan, long_side=shorter)
     raise StageError(
         "OUT_OF_GPU_MEMORY",
         f"The GPU's memory is not enough for {plan.max_gaussians} Gaussians and {len(sizes)} photos of "
@@ -131,7 +127,9 @@ def less(plan: Plan, sizes: list[Size], sh_degree: int, host: int, reason: str, 
     )
 
 
-def with_less_when_full(attempt: Callable[[Plan], T], plan: Plan, then: Callable[[Plan, str], Plan]) -> T:
+def retried_when_full(
+    attempt: Callable[[MemoryPlan], T], plan: MemoryPlan, then: Callable[[MemoryPlan, str], MemoryPlan]
+) -> T:
     """``attempt`` with ``plan``, and again with what ``then`` makes of plan and reason each time the device is full."""
     while True:
         try:
@@ -149,37 +147,7 @@ def most_opaque(logits: NDArray[np.float32], most: int) -> NDArray[np.int64]:
     return np.sort(np.argsort(-logits, kind="stable")[:most])
 
 
-def carry_over(folder: Path, plan: Plan, fingerprint: dict[str, Any]) -> None:
-    """Let the checkpoint in ``folder`` be resumed with a smaller ``plan``, now and after an interruption.
-
-    ``fingerprint``: of the new training; nothing is done when it differs in more than what a plan changes.
-    """
-    write_json_atomically(folder / FILE, asdict(plan))
-    saved = checkpoint.load(folder)
-    if saved is None:
-        return
-    engine_state, trainer_state = saved
-    if same(trainer_state["fingerprint"], fingerprint):
-        trainer_state["fingerprint"] = fingerprint
-        trainer_state.pop("version")
-        checkpoint.save(folder, engine_state, trainer_state)
-
-
-def same(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    return before.keys() == now.keys() and all(now[key] == before[key] for key in now if key not in CHANGED)
-
-
-def carried_over(folder: Path, wanted: Plan) -> Plan:
-    """The plan of an interrupted training in ``folder`` if it is a smaller one, else ``wanted``."""
-    try:
-        before = Plan(**json.loads((folder / FILE).read_text()))
-    except (OSError, ValueError, TypeError):
-        return wanted
-    is_less = before.max_gaussians <= wanted.max_gaussians and before.long_side <= wanted.long_side
-    return before if is_less else wanted
-
-
-def host_room() -> int:
+def free_host_bytes() -> int:
     """Bytes that this process can still have, as Linux and its container's limit say; 0 when neither is known."""
     free = []
     try:

@@ -12,7 +12,7 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from train.engine import Engine
+from train.engine import Engine, Moves
 
 DEAD_OPACITY = 0.005
 MOST_COPIES = 51
@@ -43,9 +43,9 @@ def refine(
     weights: NDArray | None = None,
     most: int | None = None,
 ) -> tuple[int, int]:
-    """Relocate the dead, then grow by the fraction ``growth``; returns both numbers.
+    """Densify and prune: relocate the dead, then grow by the fraction ``growth``; returns both numbers.
 
-    There are never more Gaussians than the engine's capacity, nor new ones where there are ``most`` already.
+    There are never more Gaussians than the engine's ``max_gaussians``, nor new ones where there are ``most`` already.
     ``weights`` [N]: how likely a Gaussian is to be split; its opacity when they are missing or all zero.
     """
     opacity = engine.opacities().astype(np.float64)
@@ -54,9 +54,10 @@ def refine(
     if len(alive) == 0:
         return 0, 0
     if len(dead):
-        _split(engine, _draw(rng, alive, opacity, weights, len(dead)), dead, opacity, rest_sources=True)
+        _split(engine, _draw(rng, alive, opacity, weights, len(dead)), dead, opacity, reset_sources=True)
     n = engine.count()
-    most = engine.capacity if most is None else min(most, engine.capacity)
+    cap = engine.setup.max_gaussians
+    most = cap if most is None else min(most, cap)
     added = min(most, int(n * (1 + growth))) - n
     if added > 0:
         opacity = engine.opacities().astype(np.float64)
@@ -65,7 +66,7 @@ def refine(
             _draw(rng, np.arange(n), opacity, weights, added),
             np.arange(n, n + added),
             opacity,
-            rest_sources=False,
+            reset_sources=False,
         )
     return len(dead), max(added, 0)
 
@@ -78,10 +79,11 @@ def _draw(
     return candidates[np.searchsorted(total, rng.random(count) * total[-1], side="right").clip(max=len(total) - 1)]
 
 
-def _split(engine: Engine, sources: NDArray, targets: NDArray, opacity: NDArray, rest_sources: bool) -> None:
+def _split(engine: Engine, sources: NDArray, targets: NDArray, opacity: NDArray, reset_sources: bool) -> None:
     copies = np.bincount(sources, minlength=len(opacity))[sources] + 1
     new, factor = split_values(opacity[sources], copies)
     new = np.clip(new, DEAD_OPACITY, 1 - 1e-6)
     log_scales = engine.log_scales()[sources] + np.log(factor)[:, None]
     logits = np.log(new / (1 - new))
-    engine.adopt(sources, targets, logits.astype(np.float32), log_scales.astype(np.float32), rest_sources)
+    moves = Moves(sources, targets, logits.astype(np.float32), log_scales.astype(np.float32), reset_sources)
+    engine.relocate(moves)

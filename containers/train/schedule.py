@@ -21,15 +21,15 @@ class Schedule:
     refine_every: int = 50  # steps
     gap_share: float = 0.15  # of the Gaussians, at most: they begin where photos see no sparse point
     growth: float = 0.08  # per refinement
-    pixels_each: float = 40.0  # of the shrunk training photos for each Gaussian, at least; 0: never mind
-    score_photos: int = 4  # whose error says which Gaussians are split, per refinement; 0: opacity alone says it
+    pixels_per_gaussian: float = 40.0  # of the shrunk training photos for each Gaussian, at least; 0: never mind
+    error_photos: int = 4  # whose error says which Gaussians are split, per refinement; 0: opacity alone says it
     means_rate: float = 1e-3  # times the extent of the scene
     means_final: float = 0.01  # its factor at the end
     rate: float = 2.5  # factor of every other rate
     rate_final: float = 0.2  # its factor at the end
     noise: float = 2.5e5  # times the means' rate, in a scene of extent 1
-    opacity_pull: float = 0.01
-    scale_pull: float = 0.01  # of the mean scale as a share of the extent
+    opacity_reg: float = 0.01
+    scale_reg: float = 0.01  # of the mean scale as a share of the extent
 
     def level(self, progress: float) -> int:
         """By how much the photos are shrunk."""
@@ -53,6 +53,6 @@ class Schedule:
             sh0=2.5e-3 * factor,
             sh_rest=2.5e-3 / 20 * factor,
             noise=means * self.noise / extent**2 if refining else 0.0,
-            opacity_pull=self.opacity_pull if refining else 0.0,
-            scale_pull=self.scale_pull / extent if refining else 0.0,
+            opacity_reg=self.opacity_reg if refining else 0.0,
+            scale_reg=self.scale_reg / extent if refining else 0.0,
         )

@@ -27,7 +27,7 @@ class Plateau:
         return self.waited >= self.patience
 
 
-class Clock:
+class Stopwatch:
     """Seconds of training, without pauses (evaluation, saving) and across restarts."""
 
     def __init__(self, already_s: float, threads: int) -> None:

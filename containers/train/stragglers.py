@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from job.documents import StragglerReason
 from splat.cameras import Scene, View
 from splat.metrics import psnr
-from train.engine import Engine, Photo
+from train.engine import Engine, TrainingPhoto
 from train.evaluate import Score, fit_exposure, render_clipped
 
 BELOW_MEDIAN_DB = 4.0
@@ -39,7 +40,7 @@ class Straggler(TypedDict):
     name: str
     psnr: float
     below_db: float  # the median of the photos it was compared with
-    reason: str  # exposure, pose, background, light, unknown
+    reason: StragglerReason
     detail: str
 
 
@@ -54,7 +55,7 @@ class PoseFit:
 def find_stragglers(
     engine: Engine,
     scene: Scene,
-    photos: list[Photo],
+    photos: list[TrainingPhoto],
     scores: list[Score],
     sh_degree: int,
     check_stop: Callable[[], None] = lambda: None,
@@ -75,13 +76,17 @@ def find_stragglers(
     return found
 
 
-def explain(engine: Engine, scene: Scene, photo: Photo, score: Score, below_db: float, sh_degree: int) -> Straggler:
+def explain(
+    engine: Engine, scene: Scene, photo: TrainingPhoto, score: Score, below_db: float, sh_degree: int
+) -> Straggler:
+    """The remedy that brings the photo nearest to the others names the cause."""
     by_exposure = score["psnr_fitted"] - score["psnr"]
     pose = fit_pose(engine, scene, photo, sh_degree)
     by_pose = pose.psnr_after - pose.psnr_before
     without, beside = error_without_points(engine, scene, photo, sh_degree)
     by_light = psnr_with_light(engine, photo, sh_degree) - score["psnr_fitted"]
-    reason, detail = "unknown", "neither exposure nor pose nor light nor an unseen background explains it"
+    reason: StragglerReason = "unknown"
+    detail = "neither exposure nor pose nor light nor an unseen background explains it"
     if max(by_exposure, by_pose) >= max(CAUSE_DB, by_light):
         if by_exposure >= by_pose:
             reason, detail = "exposure", f"its brightness or colour differs: adapting both brings {by_exposure:.1f} dB"
@@ -103,7 +108,7 @@ def explain(engine: Engine, scene: Scene, photo: Photo, score: Score, below_db: 
     }
 
 
-def fit_pose(engine: Engine, scene: Scene, photo: Photo, sh_degree: int) -> PoseFit:
+def fit_pose(engine: Engine, scene: Scene, photo: TrainingPhoto, sh_degree: int) -> PoseFit:
     """The camera near ``photo``'s that shows it best: Gauss-Newton on the pixels, derivatives by central differences.
 
     The model is not changed. A step moves the image by about half a pixel, whatever the scale of the scene.
@@ -156,7 +161,7 @@ def moved(view: View, step: NDArray[np.float64]) -> View:
     return replace(view, world_to_camera=change @ view.world_to_camera)
 
 
-def error_without_points(engine: Engine, scene: Scene, photo: Photo, sh_degree: int) -> tuple[float, float]:
+def error_without_points(engine: Engine, scene: Scene, photo: TrainingPhoto, sh_degree: int) -> tuple[float, float]:
     """Mean squared error in the cells of the photo that show no sparse point, and in the others; 0 for none."""
     view = photo.view
     error = (fit_exposure(render_clipped(engine, photo, sh_degree), photo.pixels / 255.0) - photo.pixels / 255.0) ** 2
@@ -174,7 +179,7 @@ def error_without_points(engine: Engine, scene: Scene, photo: Photo, sh_degree: 
     return means[0], means[1]
 
 
-def psnr_with_light(engine: Engine, photo: Photo, sh_degree: int) -> float:
+def psnr_with_light(engine: Engine, photo: TrainingPhoto, sh_degree: int) -> float:
     """PSNR after a gain per channel that changes slowly over the photo, from the means of 8 x 6 cells."""
     image, truth = render_clipped(engine, photo, sh_degree), (photo.pixels / 255.0).astype(np.float32)
     gain = slowly(truth) / np.maximum(slowly(image), DARKEST)

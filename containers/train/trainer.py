@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +12,13 @@ from job import Job, StageError, StopRequested
 from splat.model import Gaussians
 from splat.spread import spread
 from train import checkpoint
-from train.dataset import Dataset, scene_extent
-from train.engine import Engine, Photo
+from train.checkpoint import Checkpoint, Fingerprint, Position
+from train.dataset import Dataset, scene_extent, trainable
+from train.engine import Engine
 from train.evaluate import Score, mean_psnr, score
-from train.presets import Preset
+from train.presets import TrainingPreset
 from train.relocation import refine
-from train.stopping import Clock, Plateau
+from train.stopping import Stopwatch
 
 CHECKPOINT_EVERY_S, CHECKPOINT_LATEST_S = 20.0, 60.0
 CHECKPOINT_SHARE = 0.05  # of the time at most, as long as the latest time allows
@@ -35,7 +35,7 @@ PLATEAU_LOSS_DB = 0.02  # a model that is worse than the best by more than this 
 
 
 @dataclass
-class Result:
+class TrainingResult:
     gaussians: Gaussians
     iterations: int
     seconds: float
@@ -46,35 +46,20 @@ class Result:
     rollbacks: int
 
 
-@dataclass
-class Position:
-    """Where the training is; all of it is kept in the checkpoint."""
-
-    iteration: int = 0  # photos that were trained: a step has as many as the engine has views
-    elapsed_s: float = 0.0
-    order: list[int] = field(default_factory=list)
-    evaluated: int = 0
-    cooling: bool = False
-    plateau_at: list[float] = field(default_factory=list)  # [progress, iteration]
-    curve: list[dict[str, float]] = field(default_factory=list)
-    validation: list[Score] = field(default_factory=list)
-    plateau: Plateau = field(default_factory=Plateau)
-    rollbacks: int = 0
-
-
 class Trainer:
     """Runs ``engine`` over ``data`` as ``preset`` says; saves to ``job.checkpoints`` and goes on from there.
 
-    The engine must hold ``trainable(data)``, compensated. Decisions (when to stop, which model is best) look at the
-    validation photos alone; from the cool-down on these are trained too, and no decision is left to make.
+    The engine's photos must be ``trainable(data)``, compensated. Decisions (when to stop, which model is best) look at
+    the validation photos alone; from the cool-down on these are trained too, and no decision is left to make.
     """
 
-    def __init__(self, job: Job, engine: Engine, preset: Preset, data: Dataset, threads: int, seed: int) -> None:
+    def __init__(self, job: Job, engine: Engine, preset: TrainingPreset, data: Dataset, threads: int) -> None:
         self.job, self.engine, self.preset, self.data = job, engine, preset, data
         self.extent = scene_extent([photo.view for photo in trainable(data)])
-        self.rng = np.random.default_rng(seed)
-        self.at = Position()
-        self.threads = threads
+        self.rng = np.random.default_rng(engine.setup.seed)
+        self.at, self.threads = Position(), threads
+        self.stopwatch = Stopwatch(0.0, threads)
+        self._saved_at, self._save_every_s = time.monotonic(), CHECKPOINT_EVERY_S
         self.stops = preset.stop_on_plateau and bool(data.validation)
         self.evaluations = STOP_EVALUATIONS if self.stops else EVALUATIONS
         self._unchecked = 0  # photos since the last look at the loss
@@ -89,56 +74,42 @@ class Trainer:
     def resume(self) -> bool:
         """Go on from the checkpoint if there is one of the same training; False when there is none."""
         saved = checkpoint.load(self.job.checkpoints)
-        if saved is None or saved[1]["fingerprint"] != self.fingerprint():
+        if saved is None or saved.fingerprint != self.fingerprint():
             return False
-        arrays, state = saved
-        best = {name.removeprefix("best_"): array for name, array in arrays.items() if name.startswith("best_")}
-        self.engine.restore({name: array for name, array in arrays.items() if not name.startswith("best_")})
+        self.engine.restore(saved.engine)
         self._best, self._best_db = None, float("-inf")
-        if best and len(best["means"]) <= self.engine.capacity:  # less may fit now than when it was saved
-            self._best, self._best_db = Gaussians(**best), state["best_db"]
-        self.at = Position(**{**state["position"], "plateau": Plateau(**state["position"]["plateau"])})
-        self.rng.bit_generator.state = state["random"]
+        if saved.best and len(saved.best) <= self.engine.setup.max_gaussians:  # less may fit now than when it was saved
+            self._best, self._best_db = saved.best, saved.best_db
+        self.at = saved.position
+        self.rng.bit_generator.state = saved.random
         return True
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What must be equal for a checkpoint to be of use."""
-        first = self.data.train[0].view
-        return {
-            "engine": self.engine.name,
-            "photos": [photo.view.name for photo in trainable(self.data)],
-            "size": [first.width, first.height],
-            "max_gaussians": self.preset.max_gaussians,
-            "sh_degree": self.preset.sh_degree,
-            "gains": [list(photo.gain) for photo in trainable(self.data)],
-        }
+    def fingerprint(self) -> Fingerprint:
+        return checkpoint.fingerprint(self.engine, self.data)
 
     def save(self) -> None:
         """Write a checkpoint; a model with parameters that are no numbers never becomes one."""
         if not self.engine.is_finite():
             return
         began = time.monotonic()
-        self.at.elapsed_s = self.clock.elapsed_s()
-        state = {
-            "fingerprint": self.fingerprint(),
-            "position": asdict(self.at),
-            "random": self.rng.bit_generator.state,
-            "best_db": self._best_db,
-        }
-        best: dict[str, NDArray[Any]] = {f"best_{k}": v for k, v in vars(self._best).items()} if self._best else {}
-        checkpoint.save(self.job.checkpoints, self.engine.state() | best, state)
+        self.at.elapsed_s = self.stopwatch.elapsed_s()
+        random = self.rng.bit_generator.state
+        checkpoint.save(
+            self.job.checkpoints,
+            Checkpoint(self.fingerprint(), self.engine.state(), self.at, random, self._best, self._best_db),
+        )
         self._saved_at = time.monotonic()
         self._save_every_s = checkpoint_interval_s(self._saved_at - began)
 
-    def run(self) -> Result:
+    def run(self) -> TrainingResult:
         """Train to the end. Raises StopRequested after SIGTERM (with a checkpoint) and StageError TRAINING_DIVERGED."""
-        self.clock = Clock(self.at.elapsed_s, self.threads)
+        self.stopwatch = Stopwatch(self.at.elapsed_s, self.threads)
         self._saved_at, self._save_every_s = time.monotonic(), CHECKPOINT_EVERY_S
         while True:
             if self.job.stop_requested:
                 self.save()
                 raise StopRequested
-            elapsed_s = self.clock.elapsed_s()
+            elapsed_s = self.stopwatch.elapsed_s()
             progress, reason = self._progress(elapsed_s)
             if progress >= COOL_DOWN_FROM and not self.at.cooling:
                 self._cool_down()
@@ -180,15 +151,15 @@ class Trainer:
         at.iteration += views
         self._unchecked += views
         if at.iteration % schedule.refine_every < views and progress < schedule.refine_until:
-            weights, most = self._blame(progress, sh_degree), self._most(progress)
+            weights, most = self._error_per_gaussian(progress, sh_degree), self._most(progress)
             refine(self.engine, self.rng, schedule.growth, weights, most)
 
     def _most(self, progress: float) -> int:
         """Gaussians that photos of this resolution can hold in place."""
         level, photos, view = self._level(progress), len(self.data.train), self.data.train[0].view
-        if level == 1 or not self.preset.schedule.pixels_each:
-            return self.engine.capacity
-        return int(photos * view.width * view.height / level**2 / self.preset.schedule.pixels_each)
+        if level == 1 or not self.preset.schedule.pixels_per_gaussian:
+            return self.engine.setup.max_gaussians
+        return int(photos * view.width * view.height / level**2 / self.preset.schedule.pixels_per_gaussian)
 
     def _next_photo(self) -> int:
         if not self.at.order:
@@ -196,18 +167,18 @@ class Trainer:
             self.at.order = self.rng.permutation(len(photos)).tolist()
         return self.at.order.pop()
 
-    def _blame(self, progress: float, sh_degree: int) -> NDArray[np.float32] | None:
+    def _error_per_gaussian(self, progress: float, sh_degree: int) -> NDArray[np.float32] | None:
         """[N] the error that is each Gaussian's, over a few training photos; None when nobody asks."""
-        count = min(self.preset.schedule.score_photos, len(self.data.train))
+        count = min(self.preset.schedule.error_photos, len(self.data.train))
         if count == 0:
             return None
         level = max(SCORE_LEVEL, self._level(progress))
         photos = self.rng.choice(len(self.data.train), count, replace=False).tolist()
-        return np.sum([self.engine.blame(photo, level, sh_degree) for photo in photos], axis=0)
+        return np.sum([self.engine.error_per_gaussian(photo, level, sh_degree) for photo in photos], axis=0)
 
     def _cool_down(self) -> None:
         """Go back to the best model, note how good it is on the validation photos, and let them join."""
-        self.clock.pause()
+        self.stopwatch.pause()
         at, degree = self.at, self.preset.sh_degree
         if self._best is not None and mean_psnr(self.engine, self.data.validation, degree) < (
             self._best_db - PLATEAU_LOSS_DB
@@ -216,7 +187,7 @@ class Trainer:
             self.engine.load(self._best)
         at.validation = score(self.engine, self.data.validation, degree)
         at.cooling, at.order, self._best = True, [], None
-        self.clock.go_on()
+        self.stopwatch.go_on()
 
     def _report(self, progress: float, elapsed_s: float) -> None:
         level = self.preset.schedule.level(progress)
@@ -241,7 +212,7 @@ class Trainer:
 
     def _roll_back(self) -> None:
         """Go on from the last good state with shorter steps. Raises StageError TRAINING_DIVERGED when in vain."""
-        iteration, rollbacks, elapsed_s = self.at.iteration, self.at.rollbacks + 1, self.clock.elapsed_s()
+        iteration, rollbacks, elapsed_s = self.at.iteration, self.at.rollbacks + 1, self.stopwatch.elapsed_s()
         over = elapsed_s >= self.preset.budget_s
         restored = rollbacks <= MOST_ROLLBACKS and self.resume()
         if rollbacks > MOST_ROLLBACKS or (not restored and (over or self._start is None)):
@@ -260,13 +231,13 @@ class Trainer:
 
     def _evaluate(self, progress: float) -> None:
         """A point of the curve (test photos, or validation photos until they join) and the stop rule."""
-        self.clock.pause()
+        self.stopwatch.pause()
         degree, level = self.preset.schedule.sh_degree(progress, self.preset.sh_degree), self._level(progress)
         shown = self.data.test or ([] if self.at.cooling else self.data.validation)
         if shown:
             point = {
                 "iteration": self.at.iteration,
-                "seconds": round(self.clock.elapsed_s(), 2),
+                "seconds": round(self.stopwatch.elapsed_s(), 2),
                 "psnr": mean_psnr(self.engine, spread(shown, CURVE_PHOTOS), degree),
                 "gaussians": self.engine.count(),
             }
@@ -274,7 +245,7 @@ class Trainer:
             self.job.log("evaluated", **point, level=level)
         if self.stops and level == 1 and not self.at.cooling:
             self._look_for_plateau(progress, degree)
-        self.clock.go_on()
+        self.stopwatch.go_on()
 
     def _look_for_plateau(self, progress: float, degree: int) -> None:
         value = mean_psnr(self.engine, self.data.validation, degree)
@@ -288,19 +259,14 @@ class Trainer:
     def _level(self, progress: float) -> int:
         return self.preset.schedule.level(progress)
 
-    def _finish(self, reason: str, seconds: float) -> Result:
-        self.clock.pause()  # a checkpoint that is saved later, while the model is measured, is of this moment
+    def _finish(self, reason: str, seconds: float) -> TrainingResult:
+        self.stopwatch.pause()  # a checkpoint that is saved later, while the model is measured, is of this moment
         at = self.at
         planned_s = min(self.preset.budget_s, self.preset.max_iterations * seconds / max(at.iteration, 1))
         saved_s = max(0.0, planned_s - seconds) if reason == "plateau" else 0.0
-        return Result(
+        return TrainingResult(
             self.engine.gaussians(), at.iteration, seconds, saved_s, reason, at.curve, at.validation, at.rollbacks
         )
-
-
-def trainable(data: Dataset) -> list[Photo]:
-    """The photos that an engine must hold: those of the training, then those that join it for the cool-down."""
-    return data.train + data.validation
 
 
 def checkpoint_interval_s(last_took_s: float) -> float:

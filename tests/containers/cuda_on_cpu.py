@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,16 @@ GUARD = 64  # numbers before and after each array
 class CpuKernel:
     """Called like ``nvrtc.Kernel``. ``falling``: threads run from the last to the first between barriers."""
 
-    def __init__(self, function: Any, parameters: list[str]) -> None:
+    def __init__(self, function: Any, parameters: dict[str, str]) -> None:
         self._function, self._arguments, self.falling = function, Arguments(parameters), False
 
-    def __call__(self, blocks: int | tuple[int, int], threads: int, *arguments: Any) -> None:
+    def __call__(self, blocks: int | tuple[int, int], threads: int, **arguments: Any) -> None:
         across, down = blocks if isinstance(blocks, tuple) else (blocks, 1)
         if self._function(across, down, threads, self._arguments.filled(arguments), int(self.falling)):
             raise RuntimeError("a block hangs: not every thread comes to a barrier")
 
 
-def compile_for_cpu(sources: dict[Path, dict[str, Any]], folder: Path) -> dict[str, CpuKernel]:
+def compile_for_cpu(sources: Mapping[Path, Mapping[str, Any]], folder: Path) -> dict[str, CpuKernel]:
     """The kernels of all sources (with their macros) by name. What is in ``folder`` already is not compiled again."""
     building, kernels = [], {}
     for source, constants in sources.items():

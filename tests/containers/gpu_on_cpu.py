@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from train.engine import Engine, Photo
+from train.engine import Engine, Setup, TrainingPhoto
 
 GSPLAT = Path(__file__).with_name("gsplat_on_cpu")
 
@@ -26,7 +26,7 @@ def prepare(kernels: Path) -> None:
 
 
 def place(kernels: Path, rank: int) -> tuple[str, str]:
-    """For ``engine_gpus.Start``."""
+    """For ``gpus.engine.Start``."""
     del rank
     prepare(kernels)
     return "cpu", "gloo"
@@ -36,22 +36,24 @@ def full_on_1(kernels: Path, rank: int) -> tuple[str, str]:
     """As ``place``, but GPU 1 has no room for a step."""
     import torch
 
-    from train.gpus.raster import ShardedRasterizer
+    from train.gpus.raster import ShardRasterizer
 
     def refuse(*_arguments: object) -> None:
         raise torch.OutOfMemoryError("no room")
 
     if rank == 1:
-        ShardedRasterizer.forward_views = refuse  # type: ignore[method-assign, assignment]
+        ShardRasterizer.forward = refuse  # type: ignore[method-assign, assignment]
     return place(kernels, rank)
 
 
-def on_one_gpu(kernels: Path, photos: list[Photo], state: dict[str, NDArray[Any]], use: Callable[[Engine], Any]) -> Any:
+def on_one_gpu(
+    kernels: Path, photos: list[TrainingPhoto], state: dict[str, NDArray[Any]], use: Callable[[Engine], Any]
+) -> Any:
     """What ``use`` returns for an engine of one GPU that goes on from ``state``. For a process of its own."""
     prepare(kernels)
     from train.gpu.engine import GpuEngine
 
     degree = int((len(state["value_sh"]) // 3) ** 0.5) - 1
-    engine = GpuEngine(photos, len(state["value_means"]) + 11, degree, 7, device="cpu")
+    engine = GpuEngine(Setup(photos, len(state["value_means"]) + 11, degree, 7, gpus=1), device="cpu")
     engine.restore(state)
     return use(engine)

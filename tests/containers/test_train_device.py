@@ -99,5 +99,5 @@ def test_all_gpus_are_taken_but_not_more_than_asked_for(monkeypatch, seen, most,
     cuda = SimpleNamespace(device_count=lambda: seen, mem_get_info=lambda gpu: free[gpu])
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     assert device.count(most) == wanted
-    room = device.room(wanted)
-    assert (room.free, room.total) == (9 << 30, (14 if wanted > 1 else 16) << 30)
+    found = device.free_memory(wanted)
+    assert (found.device_bytes, found.total_bytes) == (9 << 30, (14 if wanted > 1 else 16) << 30)

@@ -7,7 +7,7 @@ import pytest
 
 from splat.cameras import Scene, View
 from train.dataset import Dataset
-from train.engine import Photo
+from train.engine import TrainingPhoto
 from train.exposure import SPREAD_LIMIT, compensated, is_compensated, log_gains, measure
 
 SIDE = 40
@@ -30,7 +30,7 @@ def made_scene(gains, rng, wrong=0.15):
         seen[view.name] = (xy, rows)
         views.append(view)
         photos.append(
-            Photo(view.resized(SIDE, SIDE), pixels.round().clip(0, 255).astype(np.uint8).reshape(SIDE, SIDE, 3))
+            TrainingPhoto(view.resized(SIDE, SIDE), pixels.round().clip(0, 255).astype(np.uint8).reshape(SIDE, SIDE, 3))
         )
     scene = Scene(Path(), views, np.zeros((points, 3)), np.zeros((points, 3), np.uint8), seen)
     return scene, photos, n
@@ -70,7 +70,7 @@ def test_what_differs_from_point_to_point_is_not_exposure():
     rng = np.random.default_rng(4)
     scene, photos, _ = made_scene(np.exp(np.linspace(-0.2, 0.2, 10))[:, None] * np.ones(3), rng)
     noisy = [
-        Photo(p.view, (p.pixels * np.exp(0.2 * rng.normal(size=p.pixels.shape))).clip(0, 255).astype(np.uint8))
+        TrainingPhoto(p.view, (p.pixels * np.exp(0.2 * rng.normal(size=p.pixels.shape))).clip(0, 255).astype(np.uint8))
         for p in photos
     ]
     assert is_compensated(measure(scene, Dataset(photos, [], []))[0])
@@ -82,7 +82,7 @@ def test_test_photos_get_a_gain_but_give_none():
     gains = np.exp(rng.uniform(-0.4, 0.4, (12, 1))) * np.ones(3)
     scene, photos, _ = made_scene(gains, rng)
     data, _ = measure(scene, Dataset(photos[:8], photos[8:10], photos[10:]))
-    dark = [Photo(photo.view, photo.pixels // 2) for photo in photos[10:]]
+    dark = [TrainingPhoto(photo.view, photo.pixels // 2) for photo in photos[10:]]
     darker, _ = measure(scene, Dataset(photos[:8], photos[8:10], dark))
     for old, new in zip(data.train + data.validation, darker.train + darker.validation, strict=True):
         assert old.gain == new.gain
@@ -94,9 +94,9 @@ def test_test_photos_get_a_gain_but_give_none():
 def test_compensation_divides_by_the_gain_and_keeps_what_is_overexposed():
     view = View("v", 3, 1, np.eye(3), np.eye(4))
     pixels = np.array([[[100, 100, 100], [255, 255, 255], [0, 40, 200]]], np.uint8)
-    bright = compensated(Photo(view, pixels, (2.0, 2.0, 2.0))).pixels
+    bright = compensated(TrainingPhoto(view, pixels, (2.0, 2.0, 2.0))).pixels
     assert bright[0].tolist() == [[50] * 3, [255] * 3, [0, 20, 100]]
-    dark = compensated(Photo(view, pixels, (0.5, 1.0, 0.5))).pixels
+    dark = compensated(TrainingPhoto(view, pixels, (0.5, 1.0, 0.5))).pixels
     assert dark[0].tolist() == [[200, 100, 200], [255, 255, 255], [0, 40, 255]]
-    plain = Photo(view, pixels)
+    plain = TrainingPhoto(view, pixels)
     assert compensated(plain) is plain

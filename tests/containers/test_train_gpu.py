@@ -11,7 +11,8 @@ from splat.model import Gaussians
 from splat.raster import Rasterizer as CpuRasterizer
 from splat.threads import Workers
 from train.cpu.engine import CpuEngine
-from train.engine import Photo, Rates, gpu_available
+from train.engine import Moves, Rates, Setup, TrainingPhoto
+from train.engines import gpu_available
 from train.relocation import refine
 from train.schedule import Schedule
 
@@ -44,13 +45,13 @@ def view_number(i):
 def made_photos(count=4):
     truth = made_gaussians(7, 1)
     images = [CpuRasterizer(1).forward(truth, view_number(i))[0] for i in range(count)]
-    return [Photo(view_number(i), (np.clip(x, 0, 1) * 255).astype(np.uint8)) for i, x in enumerate(images)]
+    return [TrainingPhoto(view_number(i), (np.clip(x, 0, 1) * 255).astype(np.uint8)) for i, x in enumerate(images)]
 
 
 def gpu_engine(photos, capacity, degree, pinned_photos=False):
     from train.gpu.engine import GpuEngine
 
-    return GpuEngine(photos, capacity, degree, 1, pinned_photos)
+    return GpuEngine(Setup(photos, capacity, degree, 1, 1, pinned_photos))
 
 
 def relative(value, wanted):
@@ -75,8 +76,8 @@ def test_image_and_gradients_equal_those_of_the_cpu(degree):
     wanted_grads = cpu.backward(upstream)
     camera = Camera.of(view, engine._on)
     gradients = engine._rasterizer.backward(torch.from_numpy(upstream).to(engine._on))
-    engine._steps = 1
-    engine._optimise(camera.center, gradients, degree, Rates(0, 0, 0, 0, 0, 0, noise=0, opacity_pull=0, scale_pull=0))
+    still = Rates(0, 0, 0, 0, 0, 0, noise=0, opacity_reg=0, scale_reg=0)
+    engine._model.optimise(engine._rasterizer, gradients, camera.center, 1, degree, still)
     state = engine.state()
     moments, colors = state["geometry_0"] / 0.1, state["colors_0"] / 0.1  # in the first step 0.1 times the gradients
     raw = {
@@ -101,7 +102,7 @@ def test_loss_and_its_gradient_equal_those_of_the_cpu(size):
     image = engine.render(view_number(0).resized(width, height), 0)
     photo = np.random.default_rng(3).integers(0, 256, image.shape).astype(np.uint8)
     total = torch.zeros(1, device=engine._on)
-    grad = engine._rasterizer.loss(torch.from_numpy(photo).to(engine._on), total)
+    grad = engine._rasterizer.loss_gradient(torch.from_numpy(photo).to(engine._on), total)
     padded = np.zeros((4, -(-height // 16) * 16, -(-width // 16) * 16), np.float32)
     padded[:3, :height, :width] = image.transpose(2, 0, 1)
     loss, wanted = CpuLoss(Workers(1))(padded, to_planes(photo), width, height)
@@ -114,7 +115,7 @@ def test_a_step_changes_the_model_as_on_the_cpu():
     """Without noise, whose numbers differ. The first step of Adam is a sign: compare where the gradient is clear."""
     photos, start = made_photos(), made_gaussians(11, 1)
     rates = Schedule(noise=0.0).rates(0.5, 1.0)
-    engines = [CpuEngine(photos, 1000, 1, 1), gpu_engine(photos, 1000, 1)]
+    engines = [CpuEngine(Setup(photos, 1000, 1, 1)), gpu_engine(photos, 1000, 1)]
     for engine in engines:
         engine.load(start)
         for i in range(3):
@@ -158,12 +159,12 @@ def test_a_restored_engine_goes_on_exactly():
         assert np.mean(np.abs(getattr(a, name) - getattr(b, name))) < 1e-5, name
 
 
-def test_adopted_gaussians_are_copies_and_rest():
+def test_relocated_gaussians_are_copies_with_moments_of_zero():
     engine = gpu_engine(made_photos(), 710, 1)
     engine.load(made_gaussians(14, 1))
     engine.step([0], 1, 1, Schedule().rates(0.2, 1.0))
     logits, log_scales = np.array([0.5, -0.5], np.float32), np.full((2, 3), -2, np.float32)
-    engine.adopt(np.array([3, 4]), np.array([9, 700]), logits, log_scales, rest_sources=False)
+    engine.relocate(Moves(np.array([3, 4]), np.array([9, 700]), logits, log_scales, reset_sources=False))
     state = engine.state()
     assert engine.count() == 701
     assert np.array_equal(state["value_means"][[9, 700]], state["value_means"][[3, 4]])
@@ -220,11 +221,11 @@ def test_several_gpus_train_render_and_resume_as_one_does():
     from train.gpus.engine import GpusEngine
 
     photos, start, count = made_photos(), made_gaussians(17, 1), gpus()
-    one, several = gpu_engine(photos, 1000, 1), GpusEngine(photos, 1000, 1, 1, count)
+    one, several = gpu_engine(photos, 1000, 1), GpusEngine(Setup(photos, 1000, 1, 1, gpus=count))
     for engine in (one, several):
         engine.load(start)
     assert np.abs(one.render(view_number(1), 1) - several.render(view_number(1), 1)).max() < 1e-4
-    assert relative(several.blame(2, 2, 1), one.blame(2, 2, 1)) < 1e-3
+    assert relative(several.error_per_gaussian(2, 2, 1), one.error_per_gaussian(2, 2, 1)) < 1e-3
 
     def error(engine):
         return np.mean([psnr(np.clip(engine.render(p.view, 1), 0, 1), p.pixels / 255.0) for p in photos])

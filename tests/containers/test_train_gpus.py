@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,7 +20,7 @@ from splat.cameras import View
 from tests.containers import gpu_on_cpu
 from tests.containers.cuda_on_cpu import Arrays, compile_for_cpu
 from tests.containers.test_train_kernels import GAUSSIANS, Step, make_gaussians
-from train.engine import Photo, Rates
+from train.engine import Rates, Setup, TrainingPhoto
 from train.gpu import launches
 from train.gpus import engine as engine_gpus
 from train.gpus.engine import GpusEngine
@@ -30,7 +31,7 @@ pytest.importorskip("torch", reason="no torch, which makes the processes' connec
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to run the kernels on the CPU with")
 
 WIDTH, HEIGHT, DEGREE, SEED, CAPACITY = 48, 33, 1, 7, 61
-RATES = Rates(1e-3, 5e-3, 1e-3, 2e-2, 5e-3, 2e-3, noise=40.0, opacity_pull=0.01, scale_pull=0.02)
+RATES = Rates(1e-3, 5e-3, 1e-3, 2e-2, 5e-3, 2e-3, noise=40.0, opacity_reg=0.01, scale_reg=0.02)
 PARAMETERS = ("means", "log_scales", "quats", "opacity_logits", "sh")
 
 
@@ -43,10 +44,11 @@ def made_photo(number, behind=0.0):
     width = WIDTH + 4 * number  # photos of several sizes
     K = np.array([[40.0, 0, width / 2], [0, 41, HEIGHT / 2], [0, 0, 1]])
     pixels = np.random.default_rng(number).integers(0, 256, (HEIGHT, width, 3)).astype(np.uint8)
-    return Photo(View(f"{number}.jpg", width, HEIGHT, K, pose), pixels)
+    return TrainingPhoto(View(f"{number}.jpg", width, HEIGHT, K, pose), pixels)
 
 
 PHOTOS = [made_photo(0), made_photo(1), made_photo(2), made_photo(3, behind=50.0)]
+SETUP = Setup(PHOTOS, CAPACITY, DEGREE, SEED)
 
 
 def made_model(n=50):
@@ -73,7 +75,7 @@ def open_engine(compiled):
 
         def opened(ranks, place=gpu_on_cpu.place, timeout_s=120.0):
             placed = partial(place, compiled)
-            engines.append(GpusEngine(PHOTOS, CAPACITY, DEGREE, SEED, ranks, place=placed, timeout_s=timeout_s))
+            engines.append(GpusEngine(replace(SETUP, gpus=ranks), placed, timeout_s))
             return engines[-1]
 
         yield opened
@@ -110,12 +112,13 @@ class OneProcess:
             image = of_view.forward()
             grad, pixels = arrays.empty(*image.shape), arrays.copy(PHOTOS[photo].pixels, np.uint8)
             slopes = arrays.empty(3 * image.size)
-            launches.loss(base.kernels, image, pixels, image.shape[1], HEIGHT, slopes, grad, self.loss)
+            given = {"image": image, "photo": pixels, "slopes": slopes, "grad": grad, "total": self.loss}
+            launches.loss_gradient(base.kernels, image.shape[1], HEIGHT, **given)
             totals = [total + part for total, part in zip(totals, of_view.backward(grad), strict=True)]
         base.center = arrays.copy([PHOTOS[photo].view.center for photo in photos])
         base.records, base.sums = records, sums
         self.photos_seen += self.views
-        pulls = {"opacity_pull": self.views * rates.opacity_pull, "scale_pull": self.views * rates.scale_pull}
+        pulls = {"opacity_reg": self.views * rates.opacity_reg, "scale_reg": self.views * rates.scale_reg}
         rates = Rates(**{**vars(rates.slower(np.sqrt(self.views))), **pulls})
         base.update(totals, self.photos_seen, rates, SEED)
         arrays.check()
@@ -161,14 +164,14 @@ def seen_and_refined(engine):
         np.array(values)  # on the CPU some share the engine's memory
         for values in (engine.render(PHOTOS[1].view, DEGREE), engine.log_scales(), engine.opacities())
     ]
-    read.append(engine.blame(2, 2, DEGREE))
+    read.append(engine.error_per_gaussian(2, 2, DEGREE))
     moved, added = refine(engine, np.random.default_rng(5), 0.2)
     assert moved > 5 and added > 5
     return read, engine.state(), engine.count()
 
 
 def test_any_number_of_gpus_goes_on_from_what_another_has_saved(engines, compiled):
-    """And all of them, one too, show, blame, relocate and grow alike."""
+    """And all of them, one too, render, share out errors, relocate and grow alike."""
     engines[2].load(made_model())
     for photos in ([0, 1], [2, 3], [1, 2]):
         engines[2].step(photos, 1, DEGREE, RATES)
@@ -276,7 +279,8 @@ def test_processes_end_when_the_one_that_started_them_is_killed(compiled, open_e
         "from pathlib import Path\n"
         "from tests.containers import gpu_on_cpu\n"
         "from train.gpus.engine import GpusEngine\n"
-        f"engine = GpusEngine([], 9, 0, 1, 2, place=partial(gpu_on_cpu.place, Path({str(compiled)!r})))\n"
+        "from train.engine import Setup\n"
+        f"engine = GpusEngine(Setup([], 9, 0, 1, gpus=2), partial(gpu_on_cpu.place, Path({str(compiled)!r})))\n"
         "print(*[process.pid for process in engine._processes], flush=True)\n"
         "input()\n"
     )

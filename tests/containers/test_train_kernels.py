@@ -30,7 +30,7 @@ from train.gpu.nvrtc import Arguments, compile_cubin, open_nvrtc, parameters_of
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90")  # T4, A100, A10G, L4 and L40S, H100
 GAUSSIANS = Path(launches.__file__).with_name("gaussians.cu")
 WIDTH, HEIGHT = 64, 48
-NO_RATES = Rates(0, 0, 0, 0, 0, 0, noise=0, opacity_pull=0, scale_pull=0)
+NO_RATES = Rates(0, 0, 0, 0, 0, 0, noise=0, opacity_reg=0, scale_reg=0)
 
 
 @pytest.fixture(scope="module")
@@ -100,22 +100,24 @@ def test_arguments_must_be_those_of_the_kernel():
     kinds = parameters_of(
         'extern "C" __global__ void __launch_bounds__(32 * W)\n f(const float4 *a, int n,\n float x) {'
     )
-    assert kinds == {"f": ["pointer", "int", "float"]}
+    assert kinds == {"f": {"a": "pointer", "n": "int", "x": "float"}}
     array = np.zeros(4, np.float32)
     arguments = Arguments(kinds["f"])
     for second, third in ((3, 2), (-5, 0.5)):
-        addresses = arguments.filled((array, second, third))
+        addresses = arguments.filled({"x": third, "a": array, "n": second})
         kept = [
             kind.from_address(at).value
             for kind, at in zip((ctypes.c_void_p, ctypes.c_int, ctypes.c_float), addresses, strict=True)
         ]
         assert kept == [array.ctypes.data, second, third]
-    with pytest.raises(TypeError, match="3 parameters got 2"):
-        arguments.filled((array, 3))
-    with pytest.raises(TypeError, match="argument 1 of a kernel is int, not float"):
-        arguments.filled((array, 3.0, 2.0))
+    with pytest.raises(TypeError, match=r"missing, or too many, are \['x'\]"):
+        arguments.filled({"a": array, "n": 3})
+    with pytest.raises(TypeError, match=r"missing, or too many, are \['m', 'n'\]"):
+        arguments.filled({"a": array, "m": 3, "x": 2.0})
+    with pytest.raises(TypeError, match="argument n of a kernel is int, not float"):
+        arguments.filled({"a": array, "n": 3.0, "x": 2.0})
     with pytest.raises(ValueError, match="contiguous"):
-        arguments.filled((np.zeros((4, 4))[:, 1:], 3, 2.0))
+        arguments.filled({"a": np.zeros((4, 4))[:, 1:], "n": 3, "x": 2.0})
 
 
 def test_a_barrier_that_a_thread_misses_is_found(tmp_path):
@@ -124,9 +126,9 @@ def test_a_barrier_that_a_thread_misses_is_found(tmp_path):
     source = tmp_path / "hang.cu"
     source.write_text('extern "C" __global__ void hang(int n) { if (threadIdx.x < n) __syncthreads(); }')
     hang = compile_for_cpu({source: {}}, tmp_path)["hang"]
-    hang(1, 64, 64)
+    hang(1, 64, n=64)
     with pytest.raises(RuntimeError, match="hangs"):
-        hang(1, 64, 63)
+        hang(1, 64, n=63)
 
 
 # ------------------------------------------------------------------ loss
@@ -166,7 +168,8 @@ def test_loss_and_its_gradient(ordered, arrays, monkeypatch, size, blocks):
     image = (0.6 * photo / 255 + 0.3 * rng.random(photo.shape) - 0.05).astype(np.float32)
     grad, total = arrays.empty(height, width, 3), arrays.copy([0.25])
     slopes = arrays.empty(9 * height * width)
-    launches.loss(ordered, arrays.copy(image), arrays.copy(photo, np.uint8), width, height, slopes, grad, total)
+    given = {"image": arrays.copy(image), "photo": arrays.copy(photo, np.uint8)}
+    launches.loss_gradient(ordered, width, height, **given, slopes=slopes, grad=grad, total=total)
     exact = image.astype(np.float64)
     assert float(total[0]) - 0.25 == pytest.approx(reference_loss(exact, photo / 255), abs=2e-6)
     assert relative(grad, autograd_grad(reference_loss)(exact, photo / 255)) < 2e-4
@@ -246,28 +249,36 @@ class Step:
             [arrays.zeros(rows, self.stride) for _ in range(2)] for rows in (len(self.sh), launches.GEOMETRY)
         )
 
+    def named(self):
+        """The parameters by the names that the kernels have for them."""
+        return dict(zip(("means", "log_scales", "quats", "logits"), self.parameters, strict=True))
+
+    def prepare(self):
+        named = {name: values for name, values in self.named().items() if name in ("log_scales", "logits")}
+        launches.prepare(self.kernels, self.n, **named, scales=self.scales, opacities=self.opacities)
+
     def forward(self):
         n, arrays, view = self.n, self.arrays, self.view
-        launches.prepare(self.kernels, self.parameters[1], self.parameters[3], n, self.scales, self.opacities)
+        self.prepare()
         means2d, conics, depths = project(self.exact[0], np.exp(self.exact[1]), self.exact[2], view)
         radii = radii_of(means2d, conics, depths, self.opacities, view.width, view.height)
         offsets, ids = tile_lists(means2d, radii, depths, view.width, view.height)
         self.seen = radii[:, 0] > 0
         conics[~self.seen] = np.nan
         self.conics = arrays.copy(conics)
-        launches.pack(
-            self.kernels,
-            self.parameters[0],
-            self.center,
-            self.sh,
-            arrays.copy(radii, np.int32),
-            arrays.copy(means2d),
-            self.conics,
-            self.opacities,
+        launches.per_gaussian(
+            self.kernels["pack"],
             n,
-            self.stride,
-            self.degree,
-            self.records,
+            means=self.parameters[0],
+            center=self.center,
+            sh=self.sh,
+            radii=arrays.copy(radii, np.int32),
+            means2d=arrays.copy(means2d),
+            conics=self.conics,
+            opacities=self.opacities,
+            stride=self.stride,
+            degree=self.degree,
+            records=self.records,
         )
         self.lists = lists_of(arrays, offsets, ids, self.records, view.width, view.height)
         self.image = arrays.empty(view.height, view.width, 3)
@@ -279,7 +290,14 @@ class Step:
         n, arrays = self.n, self.arrays
         launches.blend_backward(self.kernels, self.lists, self.image, grad, self.sums)
         by_means2d, by_conics = arrays.empty(n, 2), arrays.empty(n, 3)
-        launches.finish(self.kernels, self.conics, self.sums, n, by_means2d, by_conics)
+        launches.per_gaussian(
+            self.kernels["projected_gradients"],
+            n,
+            conics=self.conics,
+            sums=self.sums,
+            by_means2d=by_means2d,
+            by_conics=by_conics,
+        )
         assert np.isfinite(by_means2d).all() and not by_conics[~self.seen].any()
         view = self.view
         back = [
@@ -295,35 +313,42 @@ class Step:
     def update(self, gradients, step, rates, seed=5):
         arrays, n = self.arrays, self.n
         by_directions = arrays.empty(n, 3)
+        first, second = self.colors
         launches.update_colors(
             self.kernels,
-            self.parameters[0],
-            self.center,
-            self.records,
-            self.sums,
-            self.sh,
-            self.colors,
-            by_directions,
-            n,
-            self.stride,
-            self.degree,
-            step,
             rates,
+            step,
+            n,
+            means=self.parameters[0],
+            center=self.center,
+            records=self.records,
+            sums=self.sums,
+            sh=self.sh,
+            first=first,
+            second=second,
+            by_directions=by_directions,
+            stride=self.stride,
+            degree=self.degree,
         )
         by_means, by_scales, by_quats = map(arrays.copy, gradients)
+        first, second = self.geometry
         launches.update_geometry(
             self.kernels,
-            self.parameters,
-            self.geometry,
-            self.scales,
-            self.opacities,
-            (by_means, by_directions, by_scales, by_quats),
-            self.sums,
-            n,
-            self.stride,
-            step,
             rates,
+            step,
             seed,
+            n,
+            **self.named(),
+            first=first,
+            second=second,
+            scales=self.scales,
+            opacities=self.opacities,
+            by_means=by_means,
+            by_directions=by_directions,
+            by_scales=by_scales,
+            by_quats=by_quats,
+            sums=self.sums,
+            stride=self.stride,
         )
 
 
@@ -337,7 +362,7 @@ def test_one_step_has_the_gradients_of_the_whole_loss(kernels, arrays, degree):
     """From the parameters to Adam's first moments, which are 0.1 times the gradients in the first step."""
     gaussians, view = make_gaussians(220, degree, degree), make_view(degree, WIDTH, HEIGHT)
     photo = np.random.default_rng(degree).integers(0, 256, (HEIGHT, WIDTH, 3))
-    rates = Rates(0, 0, 0, 0, 0, 0, noise=0, opacity_pull=0.02, scale_pull=0.03)
+    rates = Rates(0, 0, 0, 0, 0, 0, noise=0, opacity_reg=0.02, scale_reg=0.03)
 
     def loss(parameters):
         image, _ = reference_render(parameters, view, (0, 0, 0))
@@ -353,7 +378,8 @@ def test_one_step_has_the_gradients_of_the_whole_loss(kernels, arrays, degree):
     assert np.abs(image - wanted_image).max() < 1e-3
     grad = arrays.empty(HEIGHT, WIDTH, 3)
     slopes, total = arrays.empty(9 * HEIGHT * WIDTH), arrays.zeros(1)
-    launches.loss(kernels, image, arrays.copy(photo, np.uint8), WIDTH, HEIGHT, slopes, grad, total)
+    pixels = arrays.copy(photo, np.uint8)
+    launches.loss_gradient(kernels, WIDTH, HEIGHT, image=image, photo=pixels, slopes=slopes, grad=grad, total=total)
     step.update(step.backward(grad), 1, rates)
     n = step.n
     moments, colors = step.geometry[0][:, :n] / 0.1, step.colors[0][:, :n] / 0.1
@@ -369,7 +395,8 @@ def test_tiles_with_long_lists_are_drawn_first(ordered, arrays, tiles):
     lengths[: tiles // 3] = rng.integers(0, 5, tiles // 3)
     ends = np.cumsum(lengths)
     order = arrays.empty(tiles, kind=np.int32)
-    ordered["order_tiles"](1, 512, arrays.copy(ends - lengths, np.int32), int(ends[-1]), tiles, order)
+    offsets = arrays.copy(ends - lengths, np.int32)
+    ordered["order_tiles"](1, 512, offsets=offsets, pairs=int(ends[-1]), tiles=tiles, order=order)
     assert sorted(order) == list(range(tiles))
     drawn = lengths[order]
     assert (drawn[1:] <= 1.25 * np.minimum.accumulate(drawn)[:-1] + 1).all()
@@ -421,7 +448,7 @@ def test_adam_takes_the_published_step(kernels, arrays):
     rng, n, at = np.random.default_rng(6), 200, 57
     gaussians, view = make_gaussians(n, 3, 6), make_view(6)
     step = Step(kernels, arrays, gaussians, view, 3)
-    launches.prepare(kernels, step.parameters[1], step.parameters[3], n, step.scales, step.opacities)
+    step.prepare()
     step.records[:] = rng.normal(size=step.records.shape)
     step.sums[:] = rng.normal(size=step.sums.shape) * 10 ** rng.uniform(-6, 0, (n, 1))
     step.sums[::7] = 0
@@ -434,7 +461,7 @@ def test_adam_takes_the_published_step(kernels, arrays):
     ]
     old = [[m.astype(np.float64) for m in moments] for moments in (step.geometry, step.colors)]
     gradients = [rng.normal(size=p.shape) * 1e-3 for p in step.exact]
-    rates = Rates(1e-3, 5e-3, 2e-3, 5e-2, 2.5e-3, 1e-4, noise=0, opacity_pull=0.01, scale_pull=0.02)
+    rates = Rates(1e-3, 5e-3, 2e-3, 5e-2, 2.5e-3, 1e-4, noise=0, opacity_reg=0.01, scale_reg=0.02)
     step.update(gradients, at, rates)
 
     def colours(means):
@@ -481,7 +508,7 @@ def test_a_step_of_several_views_is_one_adam_step_on_their_sum(kernels_of_views,
     rng, gaussians = np.random.default_rng(degree), make_gaussians(90, degree, degree)
     cameras = [make_view(seed) for seed in range(views)]
     step = Step(kernels, arrays, gaussians, cameras[0], degree)
-    launches.prepare(kernels, step.parameters[1], step.parameters[3], n, step.scales, step.opacities)
+    step.prepare()
     step.center = arrays.copy([camera.center for camera in cameras])
     step.records = arrays.copy(rng.normal(size=(views, n, launches.RECORD)))
     step.sums = arrays.copy(rng.normal(size=(views, n, launches.RECORD)) * 10 ** rng.uniform(-6, 0, (views, n, 1)))
@@ -493,7 +520,7 @@ def test_a_step_of_several_views_is_one_adam_step_on_their_sum(kernels_of_views,
     sh = step.sh[:, :n].astype(np.float64)
     old = [[m[:, :n].astype(np.float64) for m in moments] for moments in (step.geometry, step.colors)]
     gradients = [rng.normal(size=p.shape) * 1e-3 for p in step.exact]  # summed over the views already
-    rates = Rates(1e-3, 5e-3, 2e-3, 5e-2, 2.5e-3, 1e-4, noise=0, opacity_pull=0.01, scale_pull=0.02)
+    rates = Rates(1e-3, 5e-3, 2e-3, 5e-2, 2.5e-3, 1e-4, noise=0, opacity_reg=0.01, scale_reg=0.02)
     step.update(gradients, at, rates)
 
     def colours(means):
@@ -540,8 +567,8 @@ def test_noise_is_normal_with_the_gaussians_own_covariance(kernels, arrays):
     scales, logits = np.log([0.5, 1.0, 2.0]), np.full(n, -7.0)
     model = Gaussians(np.zeros((n, 3)), np.tile(scales, (n, 1)), np.tile(turn, (n, 1)), logits, np.zeros((n, 1, 3)))
     step = Step(kernels, arrays, model, make_view(1), 0)
-    launches.prepare(kernels, step.parameters[1], step.parameters[3], n, step.scales, step.opacities)
-    rates, nothing = Rates(0, 0, 0, 0, 0, 0, noise=3.0, opacity_pull=0, scale_pull=0), [p * 0 for p in step.exact]
+    step.prepare()
+    rates, nothing = Rates(0, 0, 0, 0, 0, 0, noise=3.0, opacity_reg=0, scale_reg=0), [p * 0 for p in step.exact]
     step.update(nothing, 1, rates)
     first = step.parameters[0].copy()
     step.update(nothing, 2, rates)
@@ -578,5 +605,5 @@ def test_random_numbers_are_those_of_philox(tmp_path):
     ]
     for counter, key, wanted in known:
         result = np.zeros(4, np.uint32)
-        kernel(1, 1, np.array(counter, np.uint32), np.array(key, np.uint32), result)
+        kernel(1, 1, counter=np.array(counter, np.uint32), key=np.array(key, np.uint32), result=result)
         assert " ".join(f"{number:08x}" for number in result) == wanted

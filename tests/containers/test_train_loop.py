@@ -1,6 +1,6 @@
 """The training loop's decisions, with an engine that only pretends: what it renders depends on its steps alone."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -9,11 +9,12 @@ from job import Job, JobKind, StageError
 from job.options import TrainOptions
 from splat.cameras import View
 from splat.model import Gaussians
-from train import presets, trainer
-from train.dataset import Dataset, split
-from train.engine import Photo
+from train import checkpoint, presets, trainer
+from train.dataset import Dataset, split, trainable
+from train.engine import Setup, TrainingPhoto
+from train.memory import MemoryPlan
 from train.stage import paid_seconds
-from train.trainer import Trainer, checkpoint_interval_s, trainable
+from train.trainer import Trainer, checkpoint_interval_s
 
 HELD_BACK = ("validation", "test")
 
@@ -21,10 +22,11 @@ HELD_BACK = ("validation", "test")
 class PretendedEngine:
     """Renders grey of value ``error(steps)``: against black photos the PSNR is -20 log10 of it."""
 
-    name, device, capacity, views = "pretended", "none", 8, 1
+    name, device, views = "pretended", "none", 1
 
     def __init__(self, photos, error=lambda steps: 0.1):
         self.photos, self.error = photos, error
+        self.setup = Setup(photos, max_gaussians=8, sh_degree=1, seed=1)
         self.steps, self.offset, self.broken = 0, 0, False
         self.trained, self.rates = [], []
         self.on_step = lambda: None
@@ -44,7 +46,7 @@ class PretendedEngine:
     def is_finite(self):
         return not self.broken
 
-    def blame(self, photo, level, sh_degree):
+    def error_per_gaussian(self, photo, level, sh_degree):
         return np.zeros(1, np.float32)
 
     def count(self):
@@ -74,7 +76,7 @@ def model(steps):
 def photo(name, grey=0):
     pose = np.eye(4)
     pose[0, 3] = len(name)
-    return Photo(View(name, 12, 12, np.eye(3), pose), np.full((12, 12, 3), grey, np.uint8))
+    return TrainingPhoto(View(name, 12, 12, np.eye(3), pose), np.full((12, 12, 3), grey, np.uint8))
 
 
 def make_data(train=6, validation=2, test=2, test_grey=0):
@@ -85,13 +87,14 @@ def make_data(train=6, validation=2, test=2, test_grey=0):
     )
 
 
-def make_trainer(root, data, error=lambda steps: 0.1, views=1, **changes):
+def make_trainer(root, data, error=lambda steps: 0.1, views=1, setup=None, **changes):
     limits = {"budget_s": float("inf"), "max_iterations": 1_000, "stop_on_plateau": True}
     preset = replace(presets.CPU["draft"], **(limits | changes))
     job = Job.open("train", JobKind.TRAINING, root)
     engine = PretendedEngine(trainable(data), error)
     engine.views = views
-    made = Trainer(job, engine, preset, data, threads=1, seed=1)
+    engine.setup = replace(engine.setup, **(setup or {}))
+    made = Trainer(job, engine, preset, data, threads=1)
     if not made.resume():
         made.start(model(0))
     return made
@@ -133,9 +136,9 @@ def test_shrunk_photos_hold_fewer_gaussians(tmp_path, monkeypatch):
     asked = {}
     monkeypatch.setattr(trainer, "refine", lambda *arguments: asked.setdefault(level[0], set()).add(arguments[-1]))
     level = [0]
-    schedule = replace(presets.CPU["draft"].schedule, pixels_each=9.0, refine_every=10)
-    made = make_trainer(tmp_path, make_data(train=12), max_iterations=400, stop_on_plateau=False, schedule=schedule)
-    made.engine.capacity = 1_000
+    schedule = replace(presets.CPU["draft"].schedule, pixels_per_gaussian=9.0, refine_every=10)
+    cap, changes = {"max_gaussians": 1_000}, {"max_iterations": 400, "stop_on_plateau": False, "schedule": schedule}
+    made = make_trainer(tmp_path, make_data(train=12), setup=cap, **changes)
     made.engine.step = lambda photos, now, *rest: level.__setitem__(0, now)
     made.run()
     assert asked == {4: {12}, 2: {48}, 1: {1_000}}
@@ -221,14 +224,80 @@ def test_a_step_of_several_photos_counts_as_many_and_resumes_exactly(tmp_path, m
     assert parts.engine.rates + again.engine.rates == whole.engine.rates
 
 
-def test_a_best_model_that_no_longer_fits_is_forgotten(tmp_path, monkeypatch):
+def test_a_best_model_that_no_longer_fits_is_forgotten(tmp_path):
     made = make_trainer(tmp_path, make_data(), better_until(1_200), max_iterations=2_000)
     made.engine.on_step = lambda: setattr(made.job, "stop_requested", made.engine.steps == 1_450)
     with pytest.raises(trainer.StopRequested):
         made.run()
     assert make_trainer(tmp_path, make_data(), max_iterations=2_000)._best is not None
-    monkeypatch.setattr(PretendedEngine, "capacity", 0)
-    assert make_trainer(tmp_path, make_data(), max_iterations=2_000)._best is None
+    no_room = {"max_gaussians": 0}
+    plan = MemoryPlan(0, 400)
+    checkpoint.carry_over(
+        tmp_path / "checkpoints", plan, make_trainer(tmp_path, make_data(), setup=no_room).fingerprint()
+    )
+    again = make_trainer(tmp_path, make_data(), setup=no_room, max_iterations=2_000)
+    assert again.at.iteration == 1_450 and again._best is None
+
+
+# ------------------------------------------------------------------ which checkpoint is resumed
+
+
+def other_view(photo):
+    return replace(photo, view=replace(photo.view, width=24, height=24))
+
+
+def other_name(photo):
+    return replace(photo, view=replace(photo.view, name=photo.view.name + " again"))
+
+
+def other_photos(data, change):
+    return replace(data, train=[change(photo) for photo in data.train])
+
+
+# A training that differs in one thing, by what the fingerprint calls it; a new field of Setup needs a row here.
+OTHERS = {
+    "engine": lambda made: setattr(made.engine, "name", "another"),
+    "photos": lambda made: setattr(made, "data", other_photos(made.data, other_name)),
+    "size": lambda made: setattr(made, "data", other_photos(made.data, other_view)),
+    "gains": lambda made: setattr(made, "data", other_photos(made.data, lambda p: replace(p, gain=(1.1, 1.0, 1.0)))),
+    "max_gaussians": lambda made: setattr(made.engine, "setup", replace(made.engine.setup, max_gaussians=9)),
+    "sh_degree": lambda made: setattr(made.engine, "setup", replace(made.engine.setup, sh_degree=2)),
+}
+
+
+def saved_and_again(tmp_path):
+    """A new trainer beside a checkpoint of the same training."""
+    made = make_trainer(tmp_path, make_data())
+    made.save()
+    return make_trainer(tmp_path, make_data())
+
+
+def test_every_field_of_the_setup_is_compared_or_excused():
+    compared = set(OTHERS) - {"engine", "size", "gains"} | checkpoint.NOT_COMPARED
+    assert {field.name for field in fields(Setup)} == compared
+    assert set(OTHERS) > checkpoint.BY_PLAN
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_of_another_training_is_not_resumed(tmp_path, name):
+    made = saved_and_again(tmp_path)
+    assert made.resume() and made.fingerprint().keys() == OTHERS.keys()
+    OTHERS[name](made)
+    assert not made.resume()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_leaving_a_field_out_of_the_fingerprint_is_noticed(tmp_path, monkeypatch, name):
+    """What the test before would do then: it resumes a training that differs in this field alone."""
+    whole = checkpoint.fingerprint
+
+    def without(engine, data):
+        return {key: value for key, value in whole(engine, data).items() if key != name}
+
+    monkeypatch.setattr(checkpoint, "fingerprint", without)
+    made = saved_and_again(tmp_path)
+    OTHERS[name](made)
+    assert made.resume()
 
 
 # ------------------------------------------------------------------ budgets
@@ -255,7 +324,7 @@ def test_money_becomes_time():
     # what surrounds the training is paid too
     assert paid_seconds(TrainOptions(max_training_usd=0.5, price_usd_per_hour=1.0)) == 1_800 - 60
     assert paid_seconds(TrainOptions(max_training_usd=0.01, price_usd_per_hour=1.0)) == 1
-    assert presets.choose("draft", False, None, None, None, None, 90.0).budget_s == 90
+    assert presets.choose(TrainOptions(preset="draft", max_training_seconds=90.0), gpu=False).budget_s == 90
 
 
 # ------------------------------------------------------------------ divergence
@@ -279,7 +348,7 @@ def test_a_model_of_no_numbers_goes_back_to_the_last_good_state_with_shorter_ste
     assert 220 <= undone <= 220 + 2 * trainer.LOSS_CHECK_EVERY
     before, after = made.engine.rates[300], made.engine.rates[300 + undone]
     assert after.means == pytest.approx(0.5 * before.means) and after.opacities == pytest.approx(0.5 * before.opacities)
-    assert after.opacity_pull == before.opacity_pull
+    assert after.opacity_reg == before.opacity_reg
 
 
 def test_without_a_checkpoint_it_starts_again(tmp_path):

@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 
 from job import StageError
+from job.options import TrainOptions
 from splat.cameras import Scene, View, rotation_matrix
 from splat.model import Gaussians
 from splat.projection import LOGIT, QUAT, SCALE
 from splat.threads import Workers
 from train import checkpoint, presets
+from train.checkpoint import Checkpoint, Position
 from train.cpu.engine import CpuEngine
 from train.cpu.optimizer import adam, regularise
 from train.dataset import initial_gaussians, neighbour_distances_squared, scene_extent
-from train.engine import LEVELS, Photo, Rates
+from train.engine import LEVELS, Rates, Setup, TrainingPhoto
 from train.gaps import points_in_gaps
 from train.relocation import DEAD_OPACITY, refine, split_values
 from train.schedule import Schedule
-from train.stopping import Clock, Plateau
+from train.stopping import Plateau, Stopwatch
 
 
 def random_gaussians(n, seed=0, degree=1):
@@ -36,7 +38,7 @@ def random_gaussians(n, seed=0, degree=1):
 
 def make_engine(capacity, n):
     view = View("v", 20, 16, np.array([[20.0, 0, 10], [0, 20, 8], [0, 0, 1]]), np.eye(4))
-    engine = CpuEngine([Photo(view, np.zeros((16, 20, 3), np.uint8))], capacity, 1, seed=1)
+    engine = CpuEngine(Setup([TrainingPhoto(view, np.zeros((16, 20, 3), np.uint8))], capacity, 1, seed=1))
     engine.load(random_gaussians(n))
     return engine
 
@@ -154,7 +156,7 @@ def test_plateau_needs_patience_and_counts_from_the_best():
 def test_clock_goes_on_from_a_restart_and_leaves_out_pauses(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("train.stopping.time.monotonic", lambda: now[0])
-    clock = Clock(already_s=30, threads=2)
+    clock = Stopwatch(already_s=30, threads=2)
     now[0] += 5
     assert clock.elapsed_s() == 35
     clock.pause()
@@ -218,7 +220,7 @@ def test_scene_extent_is_the_largest_distance_from_the_centroid():
 
 def test_a_shrunk_photo_has_the_camera_of_its_true_size():
     view = View("v", 101, 50, np.array([[80.0, 0, 50.5], [0, 80, 25], [0, 0, 1]]), np.eye(4))
-    small = Photo(view, np.zeros((50, 101, 3), np.uint8)).shrunk(4)
+    small = TrainingPhoto(view, np.zeros((50, 101, 3), np.uint8)).shrunk(4)
     assert small.pixels.shape == (12, 25, 3)
     assert small.view.K[0, 0] == pytest.approx(80 * 25 / 101) and small.view.K[1, 2] == pytest.approx(6)
 
@@ -232,12 +234,14 @@ def test_an_engine_goes_on_exactly_from_its_state(tmp_path):
     for _ in range(3):
         one.step([0], 1, 1, rates)
     refine(one, np.random.default_rng(0), 0.2)
-    checkpoint.save(tmp_path, one.state(), {"note": 5})
+    checkpoint.save(
+        tmp_path, Checkpoint({"engine": "cpu"}, one.state(), Position(iteration=3), {}, one.gaussians(), 5.0)
+    )
     saved = checkpoint.load(tmp_path)
     assert saved is not None
-    state, note = saved
-    assert note["note"] == 5
-    two.restore(state)
+    assert (saved.fingerprint, saved.position, saved.best_db) == ({"engine": "cpu"}, Position(iteration=3), 5.0)
+    assert np.array_equal(saved.best.means, one.gaussians().means)
+    two.restore(saved.engine)
     for engine in (one, two):
         for _ in range(3):
             engine.step([0], 2, 1, rates)
@@ -255,11 +259,12 @@ def test_a_damaged_or_foreign_checkpoint_is_not_used(tmp_path):
 
 
 def test_options_replace_the_presets_values():
-    plain = presets.choose("draft", False, None, None, None, None)
+    plain = presets.choose(TrainOptions(preset="draft"), gpu=False)
     assert plain == presets.CPU["draft"]
-    changed = presets.choose("draft", False, 5_000, 100, 320, 0)
+    given = TrainOptions(preset="draft", max_gaussians=5_000, max_iterations=100, max_image_long_side=320, sh_degree=0)
+    changed = presets.choose(given, gpu=False)
     assert (changed.max_gaussians, changed.max_iterations, changed.long_side, changed.sh_degree) == (5_000, 100, 320, 0)
-    assert presets.choose("high", True, None, None, None, None) == presets.GPU["high"]
+    assert presets.choose(TrainOptions(preset="high"), gpu=True) == presets.GPU["high"]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +280,9 @@ def test_options_replace_the_presets_values():
     ],
 )
 def test_longer_trainings_take_shorter_steps(name, gpu, max_iterations, budget_s, means_rate):
-    chosen = presets.choose(name, gpu, None, max_iterations, None, None, budget_s)
+    chosen = presets.choose(
+        TrainOptions(preset=name, max_iterations=max_iterations, max_training_seconds=budget_s), gpu
+    )
     assert chosen.schedule.means_rate == pytest.approx(means_rate)
 
 
@@ -297,12 +304,12 @@ def test_blame_is_the_error_weighted_as_the_colours_are():
     view = View("v", 40, 33, np.array([[40.0, 0, 20], [0, 40, 16], [0, 0, 1]]), np.eye(4))
     view.world_to_camera[2, 3] = 4
     photo = np.random.default_rng(0).integers(0, 256, (33, 40, 3)).astype(np.uint8)
-    engine = CpuEngine([Photo(view, photo)], 60, 0, seed=1)
+    engine = CpuEngine(Setup([TrainingPhoto(view, photo)], 60, 0, seed=1))
     gaussians = random_gaussians(60, degree=0)
     gaussians.sh[:] = np.abs(gaussians.sh) + 0.5
     gaussians.opacity_logits[:] = -1
     engine.load(gaussians)
-    found = engine.blame(0, 1, 0)
+    found = engine.error_per_gaussian(0, 1, 0)
     error = np.abs(engine.render(view, 0) - photo / 255).mean(axis=2)
     for i in (3, 20, 41):
         brighter = engine.gaussians()
@@ -328,12 +335,12 @@ def test_gaps_are_filled_with_the_photos_colours_at_the_depth_beside_them():
     scene = Scene(Path(), [view], xyz, np.zeros((len(xyz), 3), np.uint8), seen)
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[:, :, 0] = np.arange(60)
-    found, rgb, width = points_in_gaps(scene, [Photo(view, pixels)], 100, np.random.default_rng(0))
+    found, rgb, width = points_in_gaps(scene, [TrainingPhoto(view, pixels)], 100, np.random.default_rng(0))
     there = found @ pose[:3, :3].T + pose[:3, 3]
     at = there[:, :2] / there[:, 2:] * 50 + [30, 20]
     assert len(found) == 100 and at[:, 0].min() > 29.9 and at[:, 0].max() < 60
     assert (there[:, 2] > 4).all() and (there[:, 2] < 8).all()
     assert np.abs(rgb[:, 0] - at[:, 0]).max() <= 1
     assert width == pytest.approx(0.5 * 5 * there[:, 2] / 50)
-    grown = initial_gaussians(scene, 300, np.random.default_rng(0), [Photo(view, pixels)], 0.2)
+    grown = initial_gaussians(scene, 300, np.random.default_rng(0), [TrainingPhoto(view, pixels)], 0.2)
     assert len(grown) == 300 and (grown.sh[:, 0, 0] > 0.5 / -0.2821).sum() == 60

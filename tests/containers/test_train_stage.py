@@ -266,15 +266,16 @@ def test_a_time_budget_ends_the_training(tmp_path, scene):
     from splat.cameras import read_scene
     from train import presets
     from train.dataset import initial_gaussians, load_dataset
-    from train.engine import open_engine
+    from train.engine import Setup
+    from train.engines import open_engine
     from train.trainer import Trainer
 
     job = Job.open("train", JobKind.TRAINING, tmp_path)
     preset = replace(presets.CPU["draft"], budget_s=2.0, max_gaussians=1_000)
     loaded = read_scene(scene)
     data = load_dataset(loaded, preset.long_side, False)
-    engine = open_engine(data.train, preset.max_gaussians, 1, 1, gpu=False)
-    trainer = Trainer(job, engine, preset, data, threads=1, seed=1)
+    engine = open_engine(Setup(data.train, preset.max_gaussians, 1, 1))
+    trainer = Trainer(job, engine, preset, data, threads=1)
     trainer.start(initial_gaussians(loaded, 1_000, np.random.default_rng(0)))
     result = trainer.run()
     assert result.stop_reason == "time_budget"
@@ -299,16 +300,17 @@ def make_trainer(root, scene, **changes):
     from job import Job, JobKind
     from splat.cameras import read_scene
     from train import presets
-    from train.dataset import initial_gaussians, load_dataset
-    from train.engine import open_engine
-    from train.trainer import Trainer, trainable
+    from train.dataset import initial_gaussians, load_dataset, trainable
+    from train.engine import Setup
+    from train.engines import open_engine
+    from train.trainer import Trainer
 
     job = Job.open("train", JobKind.TRAINING, root)
     preset = replace(presets.CPU["draft"], **{"budget_s": float("inf"), "max_gaussians": 1_000, **changes})
     loaded = read_scene(scene)
     data = load_dataset(loaded, preset.long_side, preset.stop_on_plateau)
-    engine = open_engine(trainable(data), preset.max_gaussians, 1, 1, gpu=False)
-    trainer = Trainer(job, engine, preset, data, threads=2, seed=1)
+    engine = open_engine(Setup(trainable(data), preset.max_gaussians, 1, 1))
+    trainer = Trainer(job, engine, preset, data, threads=2)
     if not trainer.resume():
         trainer.start(initial_gaussians(loaded, 1_000, np.random.default_rng(0)))
     return trainer

@@ -11,7 +11,7 @@ from splat.cameras import Scene, View
 from splat.images import to_uint8
 from tests.containers.test_train_stage import HEIGHT, WIDTH, look_at, true_gaussians
 from train.cpu.engine import CpuEngine
-from train.engine import Photo
+from train.engine import Setup, TrainingPhoto
 from train.evaluate import score
 from train.stragglers import find_stragglers, fit_pose, moved
 
@@ -22,7 +22,7 @@ COUNT = 6
 @pytest.fixture(scope="module")
 def engine():
     truth = true_gaussians()
-    made = CpuEngine([], len(truth), 0, 1)
+    made = CpuEngine(Setup([], len(truth), 0, 1))
     made.load(truth)
     return made
 
@@ -35,7 +35,7 @@ def make_photos(engine):
     photos = []
     for view in views:
         image = engine.render(view, 0)
-        photos.append(Photo(view, to_uint8(np.clip(image, 0, 1) + 0.02 * rng.normal(size=image.shape))))
+        photos.append(TrainingPhoto(view, to_uint8(np.clip(image, 0, 1) + 0.02 * rng.normal(size=image.shape))))
     points = rng.uniform(-1, 1, (200, 3))
     seen = {view.name: (np.zeros((200, 2)), np.arange(200)) for view in views}
     return Scene(Path(), views, points, np.zeros((200, 3), np.uint8), seen), photos

@@ -78,8 +78,8 @@ def regularise(
     stride: int,
     params: Any,
     grads: Any,
-    opacity_pull: Any,
-    scale_pull: Any,
+    opacity_reg: Any,
+    scale_reg: Any,
     noise: Any,
     seed: Any,
 ) -> None:
@@ -95,10 +95,10 @@ def regularise(
         for group in range(block * BLOCK, min((block + 1) * BLOCK, groups)):
             at = LOGIT * stride + group * 16
             opacity = ONE / (ONE + lane_exp(lanes(ZERO) - load(params, at)))
-            store(grads, at, load(grads, at) + opacity_pull * opacity * (ONE - opacity))
+            store(grads, at, load(grads, at) + opacity_reg * opacity * (ONE - opacity))
             for axis in range(3):
                 at = (SCALE + axis) * stride + group * 16
-                store(grads, at, load(grads, at) + scale_pull * lane_exp(load(params, at)))
+                store(grads, at, load(grads, at) + scale_reg * lane_exp(load(params, at)))
             if noise == ZERO:
                 continue
             for i in range(group * 16, min(group * 16 + 16, count)):

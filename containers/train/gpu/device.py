@@ -13,7 +13,7 @@ from typing import Any
 from job import StageError
 from train.gpu import launches
 from train.gpu.nvrtc import compile_cubin, open_nvrtc
-from train.memory import Room, host_room
+from train.memory import FreeMemory, free_host_bytes
 
 REQUIRED = "SPACEPORT_REQUIRE_GPU"  # "1" in the GPU image: no training on the CPU there
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90")  # as gsplat is compiled for: T4, A100, A10G, L4, H100
@@ -125,14 +125,14 @@ def ask_driver(load: Callable[[str], Any]) -> Found:
 
 
 def try_device(found: Found, torch: Any) -> Found:
-    """One kernel of torch and one of gsplat: code for another kind of GPU only fails when it is launched."""
+    """Launch a kernel of torch and one of gsplat: code for another kind of GPU only fails when it is launched."""
     if not torch.cuda.is_available():
         return replace(found, name="The GPU", failure="torch cannot use it")
     name = torch.cuda.get_device_name(0)
     try:
-        backend = importlib.import_module("gsplat.cuda._backend")._C
-        offsets = backend.intersect_offset(torch.zeros(1, dtype=torch.int64, device="cuda"), 1, 1, 1)
-        (offsets + 1).sum().item()
+        from train.gpu import gsplat_api
+
+        gsplat_api.try_kernel()
     except (RuntimeError, AttributeError, ImportError) as error:
         return replace(found, name=name, failure=str(error).strip().split("\n", maxsplit=1)[0])
     return replace(found, name=name)
@@ -146,12 +146,12 @@ def count(most: int | None) -> int:
     return max(1, min(seen, most or seen))
 
 
-def room(gpus: int = 1) -> Room:
-    """Of the fullest of the first ``gpus`` GPUs and the host, now."""
+def free_memory(gpus: int = 1) -> FreeMemory:
+    """Free and total bytes of the fullest of the first ``gpus`` GPUs, and free bytes of the host."""
     import torch
 
     free, total = map(min, zip(*(torch.cuda.mem_get_info(gpu) for gpu in range(gpus)), strict=True))
-    return Room(free, total, host_room())
+    return FreeMemory(free, total, free_host_bytes())
 
 
 def check_installation() -> None:

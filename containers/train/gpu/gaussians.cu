@@ -26,14 +26,17 @@ static __device__ constexpr double root(double square) {
 }
 
 constexpr float BETA1 = power(0.9, VIEWS), BETA2 = power(0.999, VIEWS), SHARE = 1. / root(VIEWS);
-#define RECORD 12  // floats, as in raster.cu
+
+// RECORD (floats of a record), LOGIT_MAX and the constants of spherical harmonics are given by launches.py.
+constexpr float Y0 = SH_C0, Y1 = SH_C1, Y20 = SH_C20, Y21 = SH_C21, Y22 = SH_C22;
+constexpr float Y30 = SH_C30, Y31 = SH_C31, Y32 = SH_C32, Y33 = SH_C33, Y34 = SH_C34;
 #define EPSILON 1e-15f
 #define NOISE_STEEPNESS 100.f  // Kheradmand et al. 2024, eq. 10
 #define NOISE_CENTER 0.995f
 
 __device__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
-// Scales and opacities from the parameters; one thread for each of the 3 n log scales.
+// Activations: scales [n, 3] and opacities [n] from the parameters; one thread for each of the 3 n log scales.
 extern "C" __global__ void prepare(const float *log_scales, const float *logits, int n, float *scales, float *opacities) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < 3 * n) scales[i] = expf(log_scales[i]);
@@ -43,27 +46,27 @@ extern "C" __global__ void prepare(const float *log_scales, const float *logits,
 // Real spherical harmonics at the unit vector (x, y, z), with the signs of the original 3DGS file format.
 template <int DEGREE>
 __device__ void harmonics(float x, float y, float z, float *basis) {
-    basis[0] = 0.282094792f;
+    basis[0] = Y0;
     if (DEGREE > 0) {
-        basis[1] = -0.488602512f * y;
-        basis[2] = 0.488602512f * z;
-        basis[3] = -0.488602512f * x;
+        basis[1] = -Y1 * y;
+        basis[2] = Y1 * z;
+        basis[3] = -Y1 * x;
     }
     if (DEGREE > 1) {
-        basis[4] = 1.092548431f * x * y;
-        basis[5] = -1.092548431f * y * z;
-        basis[6] = 0.315391565f * (3.f * z * z - 1.f);
-        basis[7] = -1.092548431f * x * z;
-        basis[8] = 0.546274215f * (x * x - y * y);
+        basis[4] = Y20 * x * y;
+        basis[5] = -Y20 * y * z;
+        basis[6] = Y21 * (3.f * z * z - 1.f);
+        basis[7] = -Y20 * x * z;
+        basis[8] = Y22 * (x * x - y * y);
     }
     if (DEGREE > 2) {
-        basis[9] = -0.590043590f * y * (3.f * x * x - y * y);
-        basis[10] = 2.890611443f * x * y * z;
-        basis[11] = -0.457045799f * y * (5.f * z * z - 1.f);
-        basis[12] = 0.373176333f * z * (5.f * z * z - 3.f);
-        basis[13] = -0.457045799f * x * (5.f * z * z - 1.f);
-        basis[14] = 1.445305721f * z * (x * x - y * y);
-        basis[15] = -0.590043590f * x * (x * x - 3.f * y * y);
+        basis[9] = -Y30 * y * (3.f * x * x - y * y);
+        basis[10] = Y31 * x * y * z;
+        basis[11] = -Y32 * y * (5.f * z * z - 1.f);
+        basis[12] = Y33 * z * (5.f * z * z - 3.f);
+        basis[13] = -Y32 * x * (5.f * z * z - 1.f);
+        basis[14] = Y34 * z * (x * x - y * y);
+        basis[15] = -Y30 * x * (x * x - 3.f * y * y);
     }
 }
 
@@ -71,20 +74,20 @@ __device__ void harmonics(float x, float y, float z, float *basis) {
 template <int DEGREE>
 __device__ float3 slope_of_harmonics(float x, float y, float z, const float *w) {
     float3 g = make_float3(0.f, 0.f, 0.f);
-    if (DEGREE > 0) g = make_float3(-0.488602512f * w[3], -0.488602512f * w[1], 0.488602512f * w[2]);
+    if (DEGREE > 0) g = make_float3(-Y1 * w[3], -Y1 * w[1], Y1 * w[2]);
     if (DEGREE > 1) {
-        g.x += 1.092548431f * (y * w[4] - z * w[7] + x * w[8]);
-        g.y += 1.092548431f * (x * w[4] - z * w[5] - y * w[8]);
-        g.z += 1.892349392f * z * w[6] - 1.092548431f * (y * w[5] + x * w[7]);
+        g.x += Y20 * (y * w[4] - z * w[7] + x * w[8]);
+        g.y += Y20 * (x * w[4] - z * w[5] - y * w[8]);
+        g.z += (6.f * Y21) * z * w[6] - Y20 * (y * w[5] + x * w[7]);
     }
     if (DEGREE > 2) {
         float xx = x * x, yy = y * y, zz = z * z;
-        g.x += -3.540261540f * x * y * w[9] + 2.890611443f * (y * z * w[10] + x * z * w[14]) -
-               0.457045799f * (5.f * zz - 1.f) * w[13] - 1.770130769f * (xx - yy) * w[15];
-        g.y += -1.770130769f * (xx - yy) * w[9] + 2.890611443f * (x * z * w[10] - y * z * w[14]) -
-               0.457045799f * (5.f * zz - 1.f) * w[11] + 3.540261540f * x * y * w[15];
-        g.z += 2.890611443f * x * y * w[10] - 4.570457995f * z * (y * w[11] + x * w[13]) +
-               1.119528998f * (5.f * zz - 1.f) * w[12] + 1.445305721f * (xx - yy) * w[14];
+        g.x += -(6.f * Y30) * x * y * w[9] + Y31 * (y * z * w[10] + x * z * w[14]) -
+               Y32 * (5.f * zz - 1.f) * w[13] - (3.f * Y30) * (xx - yy) * w[15];
+        g.y += -(3.f * Y30) * (xx - yy) * w[9] + Y31 * (x * z * w[10] - y * z * w[14]) -
+               Y32 * (5.f * zz - 1.f) * w[11] + (6.f * Y30) * x * y * w[15];
+        g.z += Y31 * x * y * w[10] - (10.f * Y32) * z * (y * w[11] + x * w[13]) +
+               (3.f * Y33) * (5.f * zz - 1.f) * w[12] + Y34 * (xx - yy) * w[14];
     }
     return g;
 }
@@ -109,6 +112,7 @@ __device__ float3 color_of(const float *sh, int stride, int i, float4 d) {
 // The records of raster.cu, with powers of two in place of e: mean x, y; half the conic a, b, half the conic c, all times
 // log2 e (so that alpha = 2^(l - A dx dx - B dx dy - C dy dy)); l = log2 opacity; red, green, blue; log2(255 opacity).
 // A Gaussian that is not seen (radius 0) is in no tile's list and keeps its old record.
+// ``center`` [3] of the camera; sh [3 K, stride], radii [n, 2], means2d [n, 2] pixels, conics [n, 3], records [n, RECORD].
 extern "C" __global__ void pack(const float *means, const float *center, const float *sh, const int2 *radii,
                                 const float2 *means2d, const float *conics, const float *opacities, int n, int stride,
                                 int degree, float4 *records) {
@@ -126,8 +130,8 @@ extern "C" __global__ void pack(const float *means, const float *center, const f
     records[3 * i + 2] = make_float4(rgb.z, l + 7.99435344f, 0.f, 0.f);
 }
 
-// From ``sums`` of raster.cu to the gradients by projected mean and conic.
-extern "C" __global__ void finish(const float *conics, const float4 *sums, int n, float2 *by_means2d, float *by_conics) {
+// From ``sums`` of raster.cu to the gradients by projected mean [n, 2] and conic [n, 3].
+extern "C" __global__ void projected_gradients(const float *conics, const float4 *sums, int n, float2 *by_means2d, float *by_conics) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     float4 s = sums[3 * i], rest = sums[3 * i + 1];
@@ -171,7 +175,8 @@ __device__ float3 update_harmonics(float *sh, float *first, float *second, int s
     return slope_of_harmonics<DEGREE>(d.x, d.y, d.z, along);
 }
 
-// SH backward and Adam at once. ``by_directions`` [n, 3]: the gradient by the mean through the direction of sight.
+// SH backward and Adam at once. center [3]; records and sums [n, RECORD]; sh and its moments first and second
+// [3 K, stride]; ``by_directions`` [n, 3]: the gradient by the mean through the direction of sight.
 extern "C" __global__ void __launch_bounds__(128)
     update_colors(const float *means, const float *center, const float4 *records, const float4 *sums, float *sh, float *first,
                   float *second, float *by_directions, int n, int stride, int degree, float rate0, float rate_rest,
@@ -180,6 +185,8 @@ extern "C" __global__ void __launch_bounds__(128)
     if (i >= n) return;
     float4 d = sight(means, center, i), s1 = sums[3 * i + 1], r1 = records[3 * i + 1];
     float s2 = sums[3 * i + 2].x, r2 = records[3 * i + 2].x;
+    // A colour of exactly 0 was clamped by ``color_of``, and passes no gradient on: so a record must hold the colour
+    // itself, not shifted against a background.
     float grad[3] = {r1.z > 0.f ? s1.z : 0.f, r1.w > 0.f ? s1.w : 0.f, r2 > 0.f ? s2 : 0.f};
     float3 g;
     if (degree == 0)
@@ -210,6 +217,8 @@ __device__ float3 update_channel(const float *means, const float *centers, const
     for (int view = 0; view < VIEWS; ++view) {
         int color = RECORD * (view * n + i) + 6 + channel;
         float grad = sums[color], basis[16], along[16];
+        // A colour of exactly 0 was clamped by ``color_of``, and passes no gradient on: so a record must hold the colour
+        // itself, not shifted against a background.
         if (grad == 0.f || !(records[color] > 0.f)) continue;
         float4 d = sight(means, centers + 3 * view, i);
         harmonics<DEGREE>(d.x, d.y, d.z, basis);
@@ -232,7 +241,7 @@ __device__ float3 update_channel(const float *means, const float *centers, const
     return by_mean;
 }
 
-// ``center`` [VIEWS, 3].
+// As above with ``center`` [VIEWS, 3], records and sums [VIEWS, n, RECORD].
 extern "C" __global__ void __launch_bounds__(128)
     update_colors(const float *means, const float *center, const float *records, const float *sums, float *sh, float *first,
                   float *second, float *by_directions, int n, int stride, int degree, float rate0, float rate_rest,
@@ -301,12 +310,13 @@ __device__ float3 displacement(float4 q, float s0, float s1, float s2, float3 no
 
 // Adam on means, scales, quats and opacities; ``first`` and ``second`` are [11, stride] moments in this order. Adds the
 // gradients of the mean opacity and mean scale, and moves nearly transparent Gaussians at random (noise > 0).
-// ``scales`` and ``opacities`` are those of ``prepare``.
+// ``scales`` and ``opacities`` are those of ``prepare``. Gradients: by means (through the projection; ``by_directions`` is of
+// ``update_colors``), scales and quats; sums [VIEWS, n, RECORD].
 extern "C" __global__ void __launch_bounds__(128)
     update_geometry(float *means, float *log_scales, float4 *quats, float *logits, float *first, float *second,
                     const float *scales, const float *opacities, const float *by_means, const float *by_directions,
                     const float *by_scales, const float4 *by_quats, const float4 *sums, int n, int stride, float rate_means,
-                    float rate_scales, float rate_quats, float rate_opacities, float opacity_pull, float scale_pull,
+                    float rate_scales, float rate_quats, float rate_opacities, float opacity_reg, float scale_reg,
                     float correct1, float correct2, float noise, int seed) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
@@ -324,7 +334,7 @@ extern "C" __global__ void __launch_bounds__(128)
         int at = 3 * i + axis, mean = axis * stride, scale = (3 + axis) * stride;
         float grad = by_means[at] + by_directions[at];
         means[at] = moved[axis] + adam(means[at], grad, first + mean, second + mean, rate_means, correct1, correct2);
-        grad = (by_scales[at] + scale_pull) * s[axis];
+        grad = (by_scales[at] + scale_reg) * s[axis];
         log_scales[at] = adam(log_scales[at], grad, first + scale, second + scale, rate_scales, correct1, correct2);
     }
     first += 6 * stride, second += 6 * stride;
@@ -336,7 +346,7 @@ extern "C" __global__ void __launch_bounds__(128)
     // The first sum is opacity dL/dopacity.
     float by_opacity = sums[3 * i].x;
     for (int view = 1; view < VIEWS; ++view) by_opacity += sums[3 * (view * n + i)].x;
-    float grad = (by_opacity + opacity_pull * opacity) * (1.f - opacity);
+    float grad = (by_opacity + opacity_reg * opacity) * (1.f - opacity);
     float logit = adam(logits[i], grad, first + 4 * stride, second + 4 * stride, rate_opacities, correct1, correct2);
     logits[i] = fminf(logit, LOGIT_MAX);  // so blending need not limit alpha
 }

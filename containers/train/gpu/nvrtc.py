@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,19 @@ OPTIONS = ("--use_fast_math", "--restrict", "--std=c++17")  # no two arrays of a
 
 
 class Kernel:
-    """One ``extern "C"`` kernel; called with arrays (their addresses), ints (32 bits) and floats as in its source."""
+    """One ``extern "C"`` kernel, called by the names of its parameters.
+
+    Arguments are arrays (their addresses), ints (32 bits) and floats.
+    """
 
     def __init__(
-        self, driver: Any, function: ctypes.c_void_p, parameters: list[str], stream: Callable[[], int]
+        self, driver: Any, function: ctypes.c_void_p, parameters: dict[str, str], stream: Callable[[], int]
     ) -> None:
         self._launch, self._function, self._stream = driver.cuLaunchKernel, function, stream
         self._launch.argtypes = [ctypes.c_void_p, *[ctypes.c_uint] * 7, *[ctypes.c_void_p] * 3]
         self._arguments = Arguments(parameters)
 
-    def __call__(self, blocks: int | tuple[int, int], threads: int, *arguments: Any) -> None:
+    def __call__(self, blocks: int | tuple[int, int], threads: int, **arguments: Any) -> None:
         """Launch on the current stream. Raises TypeError for other arguments than the kernel's, RuntimeError when the
         launch is refused.
         """
@@ -35,14 +38,14 @@ class Kernel:
             raise RuntimeError(f"CUDA refused to launch a kernel with {blocks} blocks of {threads} threads: {status}")
 
 
-def parameters_of(source: str) -> dict[str, list[str]]:
-    """The kernels of a source and of each its parameters: "pointer", "int" or "float"."""
+def parameters_of(source: str) -> dict[str, dict[str, str]]:
+    """The kernels of a source and of each its parameters by name, in order: "pointer", "int" or "float"."""
     kernels = {}
     for head, name, listed in re.findall(
         r'extern "C" __global__ void\s+(__launch_bounds__\(.*\)\s+)?(\w+)\(([^)]*)\)', source
     ):
         del head
-        kernels[name] = [kind_of(parameter) for parameter in listed.split(",")]
+        kernels[name] = {parameter.split()[-1].lstrip("*"): kind_of(parameter) for parameter in listed.split(",")}
     return kernels
 
 
@@ -58,7 +61,7 @@ def kind_of(parameter: str) -> str:
 class Arguments:
     """Room for the arguments of a kernel, filled anew for each launch: quickly, as the device may be waiting for it."""
 
-    def __init__(self, parameters: list[str]) -> None:
+    def __init__(self, parameters: dict[str, str]) -> None:
         self._parameters, count = parameters, len(parameters)
         self._room = (ctypes.c_uint64 * count)()
         self._ints, self._floats = (
@@ -67,11 +70,13 @@ class Arguments:
         begin = ctypes.addressof(self._room)
         self._pointers = (ctypes.c_void_p * count)(*range(begin, begin + 8 * count, 8))
 
-    def filled(self, arguments: tuple[Any, ...]) -> Any:
+    def filled(self, arguments: Mapping[str, Any]) -> Any:
         """An array of the addresses of the values. Raises TypeError where they do not fit the parameters."""
-        if len(self._parameters) != len(arguments):
-            raise TypeError(f"a kernel with {len(self._parameters)} parameters got {len(arguments)} arguments")
-        for number, (kind, value) in enumerate(zip(self._parameters, arguments, strict=True)):
+        if self._parameters.keys() != arguments.keys():
+            wrong = sorted(self._parameters.keys() ^ arguments.keys())
+            raise TypeError(f"a kernel's arguments are not its parameters: missing, or too many, are {wrong}")
+        for number, (name, kind) in enumerate(self._parameters.items()):
+            value = arguments[name]
             if kind == "pointer":
                 self._room[number] = address_of(value)
             elif kind == "float" and isinstance(value, float | int):
@@ -79,7 +84,7 @@ class Arguments:
             elif isinstance(value, int):
                 self._ints[2 * number] = value
             else:
-                raise TypeError(f"argument {number} of a kernel is {kind}, not {type(value).__name__}")
+                raise TypeError(f"argument {name} of a kernel is {kind}, not {type(value).__name__}")
         return self._pointers
 
 
@@ -95,7 +100,7 @@ def address_of(array: Any) -> int:
     return int(array.ctypes.data)
 
 
-def load_kernels(source: Path, constants: dict[str, float], device: Any) -> dict[str, Kernel]:
+def load_kernels(source: Path, constants: Mapping[str, float], device: Any) -> dict[str, Kernel]:
     """The kernels of the file ``source`` with these macros, compiled for this CUDA device of torch.
 
     Raises RuntimeError with the compiler's log.
@@ -123,7 +128,7 @@ def load_kernels(source: Path, constants: dict[str, float], device: Any) -> dict
 
 
 def compile_cubin(
-    nvrtc: Any, source: Path, constants: dict[str, float], architecture: str, options: tuple[str, ...] = ()
+    nvrtc: Any, source: Path, constants: Mapping[str, float], architecture: str, options: tuple[str, ...] = ()
 ) -> tuple[bytes, str]:
     """(machine code, log) of a source for an ``architecture`` like sm_75. No device is needed.
 

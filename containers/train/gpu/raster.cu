@@ -7,12 +7,11 @@
 // behind the current Gaussian. What limits both is the number of instructions: hence no branch for a pixel.
 // Thresholds are gsplat's: alpha from 1/255, transmittance at least 1e-4; opacities are at most 0.999 (LOGIT_MAX).
 
-// TILE, WARPS (of a thread block) and PIXELS are given by launches.py; what is in a record: gaussians.cu, ``pack``.
+// TILE, WARPS (of a thread block), PIXELS and RECORD (floats) are given by launches.py; what is in a record: gaussians.cu, ``pack``.
 #define WIDE 8
 #define HIGH (4 * PIXELS)
 #define ACROSS (TILE / WIDE)
 #define BLOCKS (ACROSS * (TILE / HIGH))  // of a tile
-#define RECORD 12
 #define FULL 0xffffffffu
 #define ALPHA_MIN (1.0f / 255.0f)
 #define T_MIN 1e-4f

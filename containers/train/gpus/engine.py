@@ -15,7 +15,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from splat.cameras import View
 from splat.model import Gaussians
-from train.engine import Photo, Rates
+from train.engine import Arrays, Moves, Rates, Setup
 from train.memory import OutOfDeviceMemory, most_opaque
 
 TIMEOUT_S = 600.0  # for an answer; the slowest is the first, after photos are shrunk and kernels compiled
@@ -39,18 +39,14 @@ Heard = dict[int, tuple[str, Any]]  # by rank: done, full, failed or ended, with
 
 @dataclass(frozen=True)
 class Start:
-    """What a rank is told first; its photos follow."""
+    """What a rank is told first; its photos follow, one by one."""
 
     rank: int
-    ranks: int
+    setup: Setup  # without photos; ``max_gaussians`` are those of a shard
+    photos: int
     store: str  # the file where the ranks find each other
     timeout_s: float
     place: Callable[[int], tuple[str, str]]  # from rank to (torch device, backend of torch.distributed)
-    photos: int
-    capacity: int  # of a shard
-    sh_degree: int
-    seed: int
-    pinned_photos: bool
 
 
 def on_gpu(rank: int) -> tuple[str, str]:
@@ -71,32 +67,24 @@ class GpusEngine:
     name = "gpu"
 
     def __init__(
-        self,
-        photos: list[Photo],
-        capacity: int,
-        sh_degree: int,
-        seed: int,
-        gpus: int,
-        pinned_photos: bool = False,
-        place: Callable[[int], tuple[str, str]] = on_gpu,
-        timeout_s: float = TIMEOUT_S,
+        self, setup: Setup, place: Callable[[int], tuple[str, str]] = on_gpu, timeout_s: float = TIMEOUT_S
     ) -> None:
-        self.views, self.capacity = gpus, capacity
+        self.setup, self.views = replace(setup, photos=()), setup.gpus
         self._timeout_s, self._is_stepping, self._count = timeout_s, False, 0
         self._folder = TemporaryDirectory()
         self._pipes: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
-        self.close = weakref.finalize(self, end, self._processes, self._pipes)
-        for _ in range(gpus):
+        self.close = weakref.finalize(self, end_processes, self._processes, self._pipes)
+        for _ in range(self.views):
             self._start_process()
-        shard, store = -(-capacity // gpus), str(Path(self._folder.name) / "store")
-        for rank in range(gpus):
-            start = Start(rank, gpus, store, timeout_s, place, len(photos), shard, sh_degree, seed, pinned_photos)
-            self._send(rank, start)
-        for photo in photos:
-            for rank in range(gpus):
+        shard = replace(self.setup, max_gaussians=-(-setup.max_gaussians // self.views))
+        store = str(Path(self._folder.name) / "store")
+        for rank in range(self.views):
+            self._send(rank, Start(rank, shard, len(setup.photos), store, timeout_s, place))
+        for photo in setup.photos:
+            for rank in range(self.views):
                 self._send(rank, photo)
-        self.device = f"{gpus} x {self._answers()[0]}"
+        self.device = f"{self.views} x {self._answers()[0]}"
 
     def _start_process(self) -> None:
         ours, theirs = Pipe()
@@ -110,7 +98,7 @@ class GpusEngine:
     # ------------------------------------------------------------------ calls and answers
 
     def _ask(self, name: str, *arguments: Any) -> list[Any]:
-        """The answers of all ranks to the same call."""
+        """The answers of all ranks to the same call of ``ShardEngine``, or of its model where the name says so."""
         return self._ask_each(name, [arguments] * self.views)
 
     def _ask_each(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -166,9 +154,9 @@ class GpusEngine:
     # ------------------------------------------------------------------ the engine
 
     def load(self, gaussians: Gaussians) -> None:
-        gaussians = gaussians.select(most_opaque(gaussians.opacity_logits, self.capacity))
+        gaussians = gaussians.select(most_opaque(gaussians.opacity_logits, self.setup.max_gaussians))
         self._count = len(gaussians)
-        self._ask_each("load", [(gaussians.select(rows),) for rows in self._rows()])
+        self._ask_each("model.load", [(gaussians.select(rows),) for rows in self._rows()])
 
     def _rows(self) -> list[NDArray[np.int64]]:
         """The numbers of each shard's Gaussians."""
@@ -180,61 +168,55 @@ class GpusEngine:
             self._send(rank, ("step_of_all", (photos, level, sh_degree, rates, self._count)))
         self._is_stepping = True
 
-    def blame(self, photo: int, level: int, sh_degree: int) -> NDArray[np.float32]:
-        return interleaved(self._ask("blame", photo, level, sh_degree))
+    def error_per_gaussian(self, photo: int, level: int, sh_degree: int) -> NDArray[np.float32]:
+        return interleaved(self._ask("error_per_gaussian", photo, level, sh_degree))
 
     def mean_loss(self) -> float:
         return float(np.mean(self._ask("mean_loss")))
 
     def is_finite(self) -> bool:
-        return all(self._ask("is_finite"))
+        return all(self._ask("model.is_finite"))
 
     def count(self) -> int:
         return self._count
 
     def opacities(self) -> NDArray[np.float32]:
-        return interleaved(self._ask("opacities"))
+        return interleaved(self._ask("model.opacities"))
 
     def log_scales(self) -> NDArray[np.float32]:
-        return interleaved(self._ask("log_scales"))
+        return interleaved(self._ask("model.log_scales"))
 
-    def adopt(
-        self,
-        sources: NDArray[np.int64],
-        targets: NDArray[np.int64],
-        logits: NDArray[np.float32],
-        log_scales: NDArray[np.float32],
-        rest_sources: bool,
-    ) -> None:
-        self._ask("adopt", sources, targets, logits, log_scales, rest_sources)
-        self._count = max(self._count, int(targets.max(initial=-1)) + 1)
+    def relocate(self, moves: Moves) -> None:
+        self._ask("relocate", moves)
+        self._count = max(self._count, moves.count)
 
     def render(self, view: View, sh_degree: int) -> NDArray[np.float32]:
         image: NDArray[np.float32] = self._ask("render", view, sh_degree)[0]
         return image
 
     def gaussians(self) -> Gaussians:
-        parts = [vars(part) for part in self._ask("gaussians")]
+        parts = [vars(part) for part in self._ask("model.gaussians")]
         return Gaussians(**{name: interleaved([part[name] for part in parts]) for name in parts[0]})
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        parts = self._ask("state")
+    def state(self) -> Arrays:
+        parts = self._ask("model.state")
         whole = {name: interleaved([part[name] for part in parts], axis(name)) for name in parts[0] if name != "steps"}
         return {"steps": parts[0]["steps"], **whole}
 
-    def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        """Of more Gaussians than there is room for (after out-of-memory) the most opaque are kept."""
-        keep = most_opaque(state["value_opacity_logits"], self.capacity)
+    def restore(self, state: Arrays) -> None:
+        """Go on from ``state``. Of more Gaussians than fit (after out-of-memory) the most opaque are kept."""
+        keep = most_opaque(state["value_opacity_logits"], self.setup.max_gaussians)
         self._count = len(keep)
         parts = [{name: rows_of(name, array, keep[rows]) for name, array in state.items()} for rows in self._rows()]
-        self._ask_each("restore", [(part,) for part in parts])
+        self._ask_each("model.restore", [(part,) for part in parts])
 
     def versions(self) -> dict[str, str]:
         versions: dict[str, str] = self._ask("versions")[0]
         return versions
 
 
-def end(processes: list[subprocess.Popen[bytes]], pipes: list[Connection]) -> None:
+def end_processes(processes: list[subprocess.Popen[bytes]], pipes: list[Connection]) -> None:
+    """Let every process end by itself, or kill it after END_S."""
     for process in processes:
         if process.stdin:
             process.stdin.close()
@@ -261,7 +243,7 @@ def is_well(heard: Heard) -> bool:
 
 
 def axis(name: str) -> int:
-    """Of the Gaussians, in an array of ``GpuEngine.state``."""
+    """The axis of the Gaussians in an array of ``GpuEngine.state``."""
     return 0 if name.startswith("value_") and name != "value_sh" else 1
 
 

@@ -14,31 +14,46 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from train.engine import Setup
 from train.gpu import launches
+from train.gpu.gsplat_api import Projected, ProjectionGradients
 from train.gpu.launches import RECORD
-from train.gpu.raster import Camera, Model, Projected, Rasterizer
+from train.gpu.raster import Camera, GpuRasterizer, Parameters
 
 SENT = 10  # numbers of a record that blending reads; after them the two radii and the depth
 RETURNED = 9  # columns of the sums that are written
 
 
-class ShardedRasterizer(Rasterizer):
-    """``forward`` and ``backward`` are called by all ranks together, each with its own shard of the model."""
+class ShardRasterizer:
+    """``forward`` and ``backward`` are called by all ranks together, each with its own shard of the model.
 
-    def __init__(self, device: torch.device, capacity: int, ranks: int, rank: int) -> None:
-        super().__init__(device, capacity, launches.sources(ranks, rank))
-        self._rank, self._device = rank, device
+    ``local`` projects this shard for every camera, and blends what this rank's camera sees.
+    """
+
+    def __init__(self, setup: Setup, device: torch.device, rank: int) -> None:
+        self.local = GpuRasterizer(setup, device, launches.sources(setup.gpus, rank))
+        self.kernels, self._rank, self._device = self.local.kernels, rank, device
         for name in ("records of views", "sums of views"):
-            self._buffers.room(name, ranks, capacity, RECORD)
+            self.local.buffers.get(name, setup.gpus, setup.max_gaussians, RECORD)
 
-    def forward_views(self, model: Model, cameras: Sequence[Camera | None], sh_degree: int) -> Tensor | None:
+    @property
+    def scales(self) -> Tensor:
+        """[N, 3] of the shard."""
+        return self.local.scales
+
+    @property
+    def opacities(self) -> Tensor:
+        """[N] of the shard."""
+        return self.local.opacities
+
+    def forward(self, model: Parameters, cameras: Sequence[Camera | None], sh_degree: int) -> Tensor | None:
         """The image [H, W, 3] of this rank's camera, if it has one; ``cameras`` of all ranks."""
-        views, n = len(cameras), len(model.means)
-        self._model, self._cameras = model, cameras
-        self._prepare(model)
-        self.records = self._buffers.room("records of views", views, n, RECORD)
+        views, n = len(cameras), len(model)
+        self._cameras = cameras
+        self.local.prepare(model)
+        self.records = self.local.buffers.get("records of views", views, n, RECORD)
         self._views = [
-            self._project(camera, sh_degree, self.records[view]) if camera else self._nothing(n)
+            self.local.project(camera, sh_degree, self.records[view]) if camera else self._nothing(n)
             for view, camera in enumerate(cameras)
         ]
         radii = torch.cat([seen.radii for seen in self._views])
@@ -57,10 +72,10 @@ class ShardedRasterizer(Rasterizer):
         camera = cameras[self._rank]
         if camera is None:
             return None
-        records = self._buffers.room("records", len(got), RECORD)
+        records = self.local.buffers.get("records", len(got), RECORD)
         records[:, :SENT] = got[:, :SENT]
         means2d, depths = got[:, :2].contiguous(), got[:, SENT + 2].contiguous()
-        return self._blend(camera, means2d[None], got[None, :, SENT : SENT + 2].int(), depths[None], records)
+        return self.local.blend(camera, means2d[None], got[None, :, SENT : SENT + 2].int(), depths[None], records)
 
     def _nothing(self, n: int) -> Projected:
         """For a rank without a camera."""
@@ -89,22 +104,22 @@ class ShardedRasterizer(Rasterizer):
         return got
 
     def sums_of_views(self, grad_image: Tensor | None) -> Tensor:
-        """[views, N, 12] of this shard, as ``Rasterizer.sums``, for dL/dimage [H, W, 3] where there is an image."""
+        """[views, N, RECORD] of this shard, as ``GpuRasterizer.sums``, for dL/dimage [H, W, 3] if there is an image."""
         if grad_image is None:
             returned = torch.empty((0, RETURNED), device=self._device)
         else:
-            returned = self._sums_of(grad_image, sum(self._received))[:, :RETURNED].contiguous()
-        sums = self._buffers.room("sums of views", len(self._views), len(self._model.means), RECORD).zero_()
+            returned = self.local.blend_backward(grad_image, sum(self._received))[:, :RETURNED].contiguous()
+        sums = self.local.buffers.get("sums of views", len(self._views), len(self.local.model), RECORD).zero_()
         sums.view(-1, RECORD)[self._here, :RETURNED] = self._to_shards(returned)
         return sums
 
-    def backward_views(self, grad_image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As ``backward``, the sum over all views; also ``sums``."""
+    def backward(self, grad_image: Tensor) -> ProjectionGradients:
+        """As ``GpuRasterizer.backward``, the sum over all views; also ``sums`` [views, N, RECORD]."""
         self.sums = self.sums_of_views(grad_image)
-        model = self._model
+        model = self.local.model
         totals = torch.zeros_like(model.means), torch.zeros_like(model.log_scales), torch.zeros_like(model.quats)
         for camera, seen, sums, count in zip(self._cameras, self._views, self.sums, self._sent, strict=True):
             if camera is None or not count:
                 continue
-            torch._foreach_add_(totals, self._through_projection(camera, seen, sums))
-        return totals
+            torch._foreach_add_(totals, self.local.project_backward(camera, seen, sums))
+        return ProjectionGradients(*totals)

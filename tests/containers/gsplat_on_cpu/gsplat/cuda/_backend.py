@@ -1,4 +1,4 @@
-"""The calls of gsplat 1.5.3 that ``train.gpu.raster`` makes, with their arguments in its order."""
+"""The calls of gsplat 1.5.3 that ``train.gpu.gsplat_api`` makes, with their arguments in its order."""
 
 import warnings
 from types import SimpleNamespace
