@@ -5,6 +5,8 @@
 # make ci     what continuous integration runs: lint, types, all tests, images, deployment; says what each took
 # make images-test   build the container images and run them under SageMaker's contract (needs Docker, or root)
 # make gpu-image     build the GPU variant of the training image and judge what needs no GPU (30 GB of disk, about an hour)
+# make test-deploy   template, build, roles, a deployment to a local endpoint
+# make iam    write docs/iam.md anew
 # make vulnerabilities   known vulnerabilities of the tested images (needs grype and its database)
 # make local-images  the same images for `spaceport run --jobs docker`
 PYTHON ?= python3
@@ -14,7 +16,7 @@ DEMO   ?= demo
 PYTEST_ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help install install-dev demo test test-torch contracts lint types ci ci-without-deploy lock clean browser engine local-images images-test gpu-image vulnerabilities
+.PHONY: help install install-dev demo test test-torch contracts lint types ci ci-without-deploy lock clean browser engine local-images images-test gpu-image vulnerabilities test-deploy iam
 
 help:
 	@sed -n 's/^# make/make/p' $(MAKEFILE_LIST)
@@ -74,6 +76,12 @@ images-test: install-dev engine build/images/sdk/.installed
 gpu-image: install-dev engine build/images/sdk/.installed
 	$(BIN)/python -m deploy.images.build --engine gpu --tag gpu train
 	$(BIN)/python -m pytest -m images tests/images/test_gpu_image.py $(PYTEST_ARGS)
+
+test-deploy: install-dev
+	$(BIN)/python -m pytest -m deploy tests/deploy $(PYTEST_ARGS)
+
+iam: install-dev
+	SPACEPORT_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/deploy/test_deploy_iam.py
 
 vulnerabilities: install
 	$(BIN)/python -m deploy.images.vulnerabilities

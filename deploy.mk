@@ -2,8 +2,6 @@
 # make images          build the images here, check and push them, write their digests into samconfig.toml
 # make images-cloud    the same in your AWS account, without a container engine
 # make delete          delete the stack; photos and the job table stay (docs/removal.md)
-# make test-deploy     template, build, roles, a deployment to a local endpoint
-# make iam             write docs/iam.md anew
 ENV            ?= default
 ACCOUNT_REGION ?=
 TRAIN_ENGINE   ?= gpu
@@ -14,7 +12,7 @@ IMAGE_OPTIONS   = --env $(ENV) --train-engine $(TRAIN_ENGINE) $(if $(ACCOUNT_REG
 # Deploying needs SAM and Python's AWS client alone; both are in this environment of their own.
 AWS_PYTHON      = build/deploy/sam/bin/python
 
-.PHONY: deploy account stack images images-cloud delete test-deploy iam
+.PHONY: deploy account stack images images-cloud delete
 
 # The first pass makes the repositories that the images are pushed to, the second names the pushed images.
 deploy: account
@@ -36,12 +34,6 @@ images images-cloud: account
 delete: $(SAM) account
 	$(SAM) delete --config-env $(ENV)
 
-build/deploy/sam/bin/sam: tests/deploy/requirements/sam.txt
+build/deploy/sam/bin/sam: deploy/requirements/sam.txt
 	$(PYTHON) -m venv build/deploy/sam
 	build/deploy/sam/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
-
-test-deploy: install-dev
-	$(BIN)/python -m pytest -m deploy tests/deploy $(PYTEST_ARGS)
-
-iam: install-dev
-	SPACEPORT_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/deploy/test_deploy_iam.py

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import hashlib
 import io
 import re
 import shlex
@@ -20,19 +19,25 @@ import subprocess
 import sys
 import time
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from spaceport.stack.stages import STAGE_NAMES, STAGES
+from deploy.sources import (
+    ROOT,
+    STAGE_NAMES,
+    SourcesError,
+    archive,
+    commit,
+    content_hash,
+    revision,
+    version,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "samconfig.toml"
-PARAMETERS = {stage.name: stage.parameter("ImageUri") for stage in STAGES}
+PARAMETERS = {stage: f"{stage.capitalize()}ImageUri" for stage in STAGE_NAMES}
 SOURCE_KEY = "image-sources/source.zip"
-SOURCES = ("containers", "deploy/buildspec.yaml")  # what images of the same content have in common
 DEPLOYED_TAG = "deployed-"  # rules of the repositories count images with this tag apart (template.yaml)
 POLL_S = 20
 # One image for one platform, in Docker's words and in OCI's.
@@ -77,12 +82,8 @@ def new_tag(revision: str) -> str:
 
 
 def content_tag(train_engine: str) -> str:
-    """Tag that all images of the same committed sources have, whatever else was committed."""
-    command = ["git", "-C", str(ROOT), "rev-parse", *(f"HEAD:{path}" for path in SOURCES)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    if found.returncode:
-        raise DeployError(f"the sources of the images cannot be told: {found.stderr.strip()}")
-    return f"sources-{hashlib.sha256(found.stdout.encode()).hexdigest()[:16]}-{train_engine}"
+    """Tag that all images of the same sources have, whatever else has changed."""
+    return f"sources-{content_hash()[:16]}-{train_engine}"
 
 
 def keep_deployed(registry: str, parameters: dict[str, str]) -> None:
@@ -148,13 +149,8 @@ def log_in(engine: Any, registry: str) -> None:
 
 
 def build_in_account(bucket: str, project: str, tag: str, train_engine: str) -> None:
-    """Send the committed sources to the stack's CodeBuild project and wait until the images are pushed."""
-    from deploy.images.build import commit, version
-
-    archive = subprocess.run(["git", "-C", ROOT, "archive", "--format=zip", "HEAD"], capture_output=True, check=False)
-    if archive.returncode:
-        raise DeployError(f"the sources cannot be packed: {archive.stderr.decode().strip()}")
-    boto3.client("s3").upload_fileobj(io.BytesIO(archive.stdout), bucket, SOURCE_KEY)
+    """Send the sources to the stack's CodeBuild project and wait until the images are pushed."""
+    boto3.client("s3").upload_fileobj(io.BytesIO(archive()), bucket, SOURCE_KEY)
     codebuild = boto3.client("codebuild")
     values = {"IMAGE_TAG": tag, "TRAIN_ENGINE": train_engine, "VERSION": version(), "REVISION": commit()}
     values["STAGES"] = " ".join(STAGE_NAMES)
@@ -227,8 +223,6 @@ def main() -> None:
     parser.add_argument("--reuse", action="store_true", help="cloud: build only what the registry does not have")
     arguments = parser.parse_args()
     outputs, parameters = describe_stack(deployed_stack(arguments.env))
-    from deploy.images.build import commit, revision
-
     registry, prefix = outputs["ImageRegistry"], parameters["JobPrefix"]
     tag = new_tag(revision() if arguments.way == "push" else commit())  # the account builds what is committed
     account, _, _, region, *_ = registry.split(".")  # 123456789012.dkr.ecr.eu-central-1.amazonaws.com
@@ -260,5 +254,5 @@ def made(
 if __name__ == "__main__":
     try:
         main()
-    except (DeployError, ClientError, BotoCoreError, RuntimeError) as problem:
+    except (DeployError, SourcesError, ClientError, BotoCoreError, RuntimeError) as problem:
         sys.exit(f"error: {problem}")

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.images.docker import Docker, NoEngine, running_engine
-from spaceport.stack.stages import STAGE_NAMES
+from deploy.sources import ROOT, STAGE_NAMES, revision, version
 
-CONTEXT = Path(__file__).resolve().parents[2] / "containers"
-LOGS = CONTEXT.parent / "build" / "images"
+CONTEXT = ROOT / "containers"
+LOGS = ROOT / "build" / "images"
 REGISTRY_BASE = "debian:bookworm-slim"
 LOCAL_BASE = "spaceport/base:bookworm"
 RELEASE_PLATFORM = "linux/amd64"  # SageMaker's machines; the pinned wheels are for it
@@ -166,34 +166,6 @@ def secrets() -> dict[str, Path]:
         if existing:
             found[name] = existing
     return found
-
-
-def version() -> str:
-    """The project's version, from pyproject.toml."""
-    import tomllib
-
-    with (CONTEXT.parent / "pyproject.toml").open("rb") as file:
-        return str(tomllib.load(file)["project"]["version"])
-
-
-def commit(folder: Path = CONTEXT) -> str:
-    """The commit that is checked out, 40 digits; "unknown" outside a git checkout."""
-    return _git(folder, "rev-parse", "HEAD") or "unknown"
-
-
-def revision(folder: Path = CONTEXT) -> str:
-    """The commit that the images are made from, with "-dirty" when a file of the build differs from it or is new."""
-    changed = _git(folder, "status", "--porcelain", "--", ".")
-    return commit(folder) + ("-dirty" if changed else "")
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    """What git prints; empty when it fails or is not there."""
-    git = shutil.which("git")
-    if git is None:
-        return ""
-    command = [git, "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def main() -> int:

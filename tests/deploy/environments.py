@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "deploy"
-REQUIREMENTS = Path(__file__).parent / "requirements"
+REQUIREMENTS = (Path(__file__).parent / "requirements", ROOT / "deploy" / "requirements")
 
 
 class ToolMissing(Exception):
@@ -20,7 +20,7 @@ class ToolMissing(Exception):
 
 def tool(name: str, program: str) -> Path:
     """Path of ``program`` in the environment of requirements/<name>.txt, which is made when it is not there yet."""
-    requirements = REQUIREMENTS / f"{name}.txt"
+    (requirements,) = (file for folder in REQUIREMENTS if (file := folder / f"{name}.txt").is_file())
     folder = BUILD / name
     stamp, wanted = folder / "requirements.sha256", hashlib.sha256(requirements.read_bytes()).hexdigest()
     if not stamp.is_file() or stamp.read_text() != wanted:

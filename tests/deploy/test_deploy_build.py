@@ -14,7 +14,16 @@ from tests.deploy.environments import BUILD, ROOT, clean_environment, run
 from tests.unit.cloud import load_template
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-TOOLS = ("make", "sh", "cp", "env", "mkdir", "rm", "uname")  # all that the build may find on its PATH beside Python
+TOOLS = (
+    "make",
+    "sh",
+    "cp",
+    "env",
+    "find",
+    "mkdir",
+    "rm",
+    "uname",
+)  # all that the build may find on its PATH beside Python
 ELF_MACHINE_AARCH64 = 0xB7
 LAYER_LIMIT_BYTES = 250_000_000  # unzipped, function and layers together
 

@@ -48,7 +48,7 @@ def clone(tmp_path, program) -> Path:
         text = TOOL.format(name=name, log=log, python=python, images=images, real=program("sam", name))
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
-    os.utime(folder / "tests/deploy/requirements/sam.txt", (0, 0))  # older than what was made of it
+    os.utime(folder / "deploy/requirements/sam.txt", (0, 0))  # older than what was made of it
     return folder
 
 

@@ -34,7 +34,7 @@ def clone(tmp_path_factory, program) -> Path:
         sam = program("sam", "sam").parents[1]
         (folder / "build/deploy").mkdir(parents=True)
         (folder / "build/deploy/sam").symlink_to(sam)
-        os.utime(folder / "tests/deploy/requirements/sam.txt", (0, 0))  # older than what was made of it
+        os.utime(folder / "deploy/requirements/sam.txt", (0, 0))  # older than what was made of it
     return folder
 
 

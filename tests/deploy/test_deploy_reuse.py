@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import subprocess
 import sys
 import tomllib
+import zipfile
 
 import pytest
 import yaml
@@ -14,6 +16,7 @@ from botocore.exceptions import ClientError
 from moto import mock_aws
 
 from deploy import push_images as images
+from deploy import sources
 from tests.deploy.environments import ROOT
 from tests.unit.cloud import load_template
 
@@ -152,11 +155,11 @@ def test_a_stack_is_ready_for_images_once_it_has_their_registry(monkeypatch, sta
 
 def test_tag_of_the_sources_changes_with_them_alone(tmp_path, monkeypatch):
     git = ["git", "-c", "user.name=n", "-c", "user.email=n@example.com", "-C", str(tmp_path)]
-    monkeypatch.setattr(images, "ROOT", tmp_path)
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
 
     def committed(**files):
         for name, text in files.items():
-            file = tmp_path / images.SOURCES[int(name[1])] if name[0] == "s" else tmp_path / name
+            file = tmp_path / sources.SOURCES[int(name[1])] if name[0] == "s" else tmp_path / name
             file = file / "file" if name == "s0" else file
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
@@ -168,9 +171,31 @@ def test_tag_of_the_sources_changes_with_them_alone(tmp_path, monkeypatch):
     first = committed(s0="1", s1="1")
     assert committed(other="1") == first
     assert len({first, committed(s0="2"), committed(s1="2"), images.content_tag("cpu")}) == 4
-    monkeypatch.setattr(images, "ROOT", tmp_path / "nowhere")
-    with pytest.raises(images.DeployError, match="cannot be told"):
+    monkeypatch.setattr(sources, "ROOT", tmp_path / "nowhere")
+    with pytest.raises(sources.SourcesError, match="cannot be told"):
         images.content_tag("gpu")
+
+
+def test_sources_of_a_printed_folder_are_its_files(tmp_path, monkeypatch):
+    """It has no commit, or one of somebody else's repository around it."""
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    for name in ("VERSION", "containers/sfm/a.py", "deploy/buildspec.yaml", "functions/b.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1.2.3\n")
+    assert sources.version() == sources.commit() == sources.revision() == "1.2.3"
+    with zipfile.ZipFile(io.BytesIO(sources.archive())) as packed:
+        assert packed.namelist() == ["containers/sfm/a.py", "deploy/buildspec.yaml"]
+    seen = [images.content_tag("gpu")]
+    for made in ("containers/sfm/__pycache__/a.pyc", "containers/compress/viewer/node_modules/v.js", "functions/c.py"):
+        (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / made).write_text("made")
+        assert images.content_tag("gpu") == seen[0], f"{made} is no part of an image"
+    for changed in ("containers/sfm/a.py", "containers/sfm/new.py", "deploy/buildspec.yaml"):
+        (tmp_path / changed).write_text("changed")
+        seen.append(images.content_tag("gpu"))
+    (tmp_path / "containers/sfm/new.py").rename(tmp_path / "containers/sfm/newer.py")
+    seen.append(images.content_tag("gpu"))
+    assert len({*seen}) == 5
 
 
 def test_workflow_deploys_the_images_of_its_commit():
@@ -179,8 +204,8 @@ def test_workflow_deploys_the_images_of_its_commit():
     commands = [step["run"] for step in workflow["steps"] if "run" in step]
     deploy, build = commands[-1], commands[-2]
     assert " sam deploy " in deploy.replace("bin/sam", " sam")
-    assert commands[-3].endswith(f'images.py ready --env "$ENVIRONMENT" || {deploy}')
-    assert "images.py cloud --reuse" in build
+    assert commands[-3].endswith(f'deploy.push_images ready --env "$ENVIRONMENT" || {deploy}')
+    assert "deploy.push_images cloud --reuse" in build
     assert '--env "$ENVIRONMENT"' in build, "the digests are written where `sam deploy` reads them"
     assert '--config-env "$ENVIRONMENT"' in deploy
     assert '--config-file "$PWD/samconfig.toml"' in deploy

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from deploy import sources
 from deploy.images import build as builder
-from deploy.images.build import base_digest, build, commit, release_base, repository, revision
+from deploy.images.build import base_digest, build, release_base, repository
 from deploy.images.docker import Docker
 
 DIGEST, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
@@ -96,8 +97,9 @@ def test_no_attestations() -> None:
     assert Docker("docker", None).environment["BUILDX_NO_DEFAULT_ATTESTATIONS"] == "1"
 
 
-def test_revision_tells_of_changes(tmp_path: Path) -> None:
-    assert (commit(tmp_path), revision(tmp_path)) == ("unknown", "unknown")
+def test_revision_tells_of_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    assert (sources.commit(), sources.revision()) == ("unknown", "unknown")
     build_folder = tmp_path / "containers"
     build_folder.mkdir()
     (build_folder / "stage.py").write_text("1")
@@ -109,13 +111,13 @@ def test_revision_tells_of_changes(tmp_path: Path) -> None:
     git("init")
     git("add", ".")
     git("commit", "-m", "first")
-    clean = revision(build_folder)
-    assert len(clean) == 40 and clean == commit(build_folder)
+    clean = sources.revision()
+    assert len(clean) == 40 and clean == sources.commit()
     (tmp_path / "notes.md").write_text("no part of the build")
-    assert revision(build_folder) == clean
+    assert sources.revision() == clean
     (build_folder / "new.py").write_text("2")
-    assert revision(build_folder) == f"{clean}-dirty"
+    assert sources.revision() == f"{clean}-dirty"
     git("add", ".")
     git("commit", "-m", "second")
     (build_folder / "stage.py").write_text("3")
-    assert revision(build_folder) == f"{commit(build_folder)}-dirty" != f"{clean}-dirty"
+    assert sources.revision() == f"{sources.commit()}-dirty" != f"{clean}-dirty"
