@@ -18,7 +18,7 @@ def reserve_cost(job_id: str, usd: float, limit_usd: float) -> bool:
     key = {"pk": f"DAY#{aws.timestamp()[:10]}"}
     if usd > limit_usd:
         return False
-    reserved = store.update(
+    if store.update(
         key,
         "SET expires_at = :expires ADD reserved_usd :usd, job_ids :job",
         {
@@ -29,6 +29,7 @@ def reserve_cost(job_id: str, usd: float, limit_usd: float) -> bool:
             ":left": store.to_dynamo(round(limit_usd - usd, 6)),
         },
         "attribute_not_exists(pk) OR (reserved_usd <= :left AND NOT contains(job_ids, :job_id))",
-    )
+    ):
+        return True
     day: DayRow | None = store.get(key)
-    return reserved or (day is not None and job_id in day["job_ids"])
+    return day is not None and job_id in day["job_ids"]
