@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from spaceport import local_run, machine, view
+from spaceport import deploy_files, local_run, machine, view
 from spaceport.progress import Display, Work, duration
 from spaceport.stack.job_options import JobOption, first_problem, local_options
 
@@ -157,6 +158,27 @@ def view_result(
     view.show(folder, port, browser)
 
 
+@app.command()
+def deploy(
+    folder: Annotated[
+        Path | None, typer.Option("--print", metavar="FOLDER", help="Write all that `make deploy` needs into FOLDER.")
+    ] = None,
+) -> None:
+    """Write what it takes to deploy to AWS into a new folder."""
+    if folder is None:
+        print_line("Write a folder to deploy from: spaceport deploy --print FOLDER, then: cd FOLDER && make deploy")
+        raise typer.Exit(2)
+    try:
+        deploy_files.write_deploy_files(folder)
+    except (deploy_files.FolderTakenError, OSError) as error:
+        print_error(error)
+        raise typer.Exit(2) from error
+    print_line(
+        f"Template, functions and sources of the images are in {folder}. "
+        f"Deploy them with: cd {shlex.quote(str(folder))} && make deploy"
+    )
+
+
 def runner_options(jobs: Jobs) -> dict[str, Any]:
     """Arguments of `local_run` for jobs in containers; exits when there is no Docker or an image is missing."""
     if jobs is Jobs.process:
@@ -173,8 +195,12 @@ def runner_options(jobs: Jobs) -> dict[str, Any]:
 
 
 def print_error(error: Exception) -> None:
+    print_line(str(error), "red")
+
+
+def print_line(text: str, style: str = "") -> None:
     """The text as it is: a path may have brackets, which are rich's markup."""
-    console.print(Text(str(error), "red"), soft_wrap=True)
+    console.print(Text(text, style), soft_wrap=True)
 
 
 def follow(start: Any, out: Path, open_page: bool) -> None:

@@ -20,7 +20,7 @@ FLOORS = {
         "asl aws",
         "jobs",
         "local_cloud",
-        "local_run machine progress view",
+        "deploy_files local_run machine progress view",
         "cli",
     ],
 }
