@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import shlex
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +15,14 @@ from typing import Any
 from spaceport.asl.journal import JournalError
 from spaceport.aws.storage import StorageError
 from spaceport.base.clock import RealClock
-from spaceport.base.durable import sync_file, sync_folder, write_json
 from spaceport.local_cloud import LocalCloud
+from spaceport.out_folder import WORK, LocalRunError, RunPlan, clear_finished, locked, publish
 from spaceport.stack.root import TEMPLATE
 from spaceport.stack.stages import STAGES
 from spaceport.stack.template import load_stack
 
 Listener = Callable[[dict[str, Any]], None]
 
-WORK = ".spaceport"
 OWNER = "you@spaceport.local"  # who is told when no e-mail option is given; mail lands in the outbox either way
 MAIL_TIMEOUT_S = 60.0
 POLL_S = 0.2
@@ -40,10 +36,6 @@ PARAMETERS = {
     "NotificationEmail": OWNER,
     **{stage.parameter("MaxRuntimeSeconds"): "172800" if stage.is_training else "86400" for stage in STAGES},
 }
-
-
-class LocalRunError(Exception):
-    """The run could not be started or resumed, or the engine itself failed; the text says why and what to do."""
 
 
 @dataclass
@@ -90,18 +82,11 @@ def run(
     started = time.monotonic()
     if not photos.is_dir() and not is_archive(photos):
         raise LocalRunError(f"There is no folder {photos}. Name the folder, or the zip archive, that holds the photos.")
-    work = out / WORK
-    with _locked(out):
-        _clear_finished(work, out)
-        plan = {
-            "photos": str(photos.resolve()),
-            "scene": scene_name(photos),
-            "options": options,
-            "jobs_dir": str(jobs_dir.resolve()) if jobs_dir else None,
-            "uploaded": False,
-            "finished": False,
-        }
-        write_json(work / "run.json", plan)
+    with locked(out):
+        clear_finished(out)
+        jobs_folder = str(jobs_dir.resolve()) if jobs_dir else None
+        plan = RunPlan(str(photos.resolve()), scene_name(photos), options, jobs_folder)
+        plan.write(out / WORK)
         return _Run(out, plan, listener, started, engine_options).go(take_over=False)
 
 
@@ -113,8 +98,8 @@ def resume(out: Path, listener: Listener, **engine_options: Any) -> Outcome:
     started = time.monotonic()
     if not (out / WORK / "run.json").is_file():
         raise LocalRunError(f"There is no run in {out}. Start one with: spaceport run PHOTOS --out {out}")
-    with _locked(out):
-        plan = _read_plan(out / WORK)
+    with locked(out):
+        plan = RunPlan.read(out / WORK)
         return _Run(out, plan, listener, started, engine_options).go(take_over=True)
 
 
@@ -130,63 +115,11 @@ def scene_name(photos: Path) -> str:
     return name or "scene"
 
 
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """One process at a time works in ``out``; the lock goes with the process."""
-    work = out / WORK
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LocalRunError(
-                f"Another spaceport process works in {out}. Wait for it, or choose another folder."
-            ) from error
-        yield
-
-
-def _clear_finished(work: Path, out: Path) -> None:
-    """Make room for a new run. Raises LocalRunError rather than throw an unfinished one away."""
-    plan, published = work / "run.json", work / "published.json"
-    if not plan.is_file():
-        return
-    if not _read_plan(work)["finished"]:
-        raise LocalRunError(
-            f"{out} holds a run that is not finished. Go on with: spaceport resume {out}, or delete {work}."
-        )
-    for name in json.loads(published.read_text(encoding="utf-8")) if published.is_file() else []:
-        _remove(out / name)
-    for entry in work.iterdir():
-        if entry.name != "lock":
-            _remove(entry)
-
-
-def _read_plan(work: Path) -> dict[str, Any]:
-    """Read run.json, which ``run`` wrote. Raises LocalRunError when it cannot be read."""
-    file = work / "run.json"
-    try:
-        plan: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if missing := {"photos", "scene", "options", "jobs_dir", "uploaded", "finished"} - plan.keys():
-            raise ValueError(f"{', '.join(sorted(missing))} missing")
-    except (ValueError, AttributeError) as error:
-        raise LocalRunError(
-            f"{file} is damaged ({error}). Delete {work} and start again: spaceport run PHOTOS --out {work.parent}"
-        ) from error
-    return plan
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 class _Run:
     """One call of ``run`` or ``resume``."""
 
     def __init__(
-        self, out: Path, plan: dict[str, Any], listener: Listener, started: float, engine_options: dict[str, Any]
+        self, out: Path, plan: RunPlan, listener: Listener, started: float, engine_options: dict[str, Any]
     ) -> None:
         self.out = out.resolve()
         self.work = self.out / WORK
@@ -203,7 +136,7 @@ class _Run:
         except (StorageError, JournalError) as error:
             raise LocalRunError(
                 f"What is stored in {self.work} cannot be used: {error}. Delete that folder and start again: "
-                f"spaceport run {shlex.quote(self.plan['photos'])} --out {shlex.quote(str(self.out))}"
+                f"spaceport run {shlex.quote(self.plan.photos)} --out {shlex.quote(str(self.out))}"
             ) from error
         except OSError as error:
             if error.errno is None:
@@ -237,7 +170,7 @@ class _Run:
         bucket = load_stack(self.engine_options.get("template", TEMPLATE), PARAMETERS).buckets[0].name
         objects = self.work / "objects" / bucket / "results"
         parameters = {**PARAMETERS, "ResultBaseUrl": objects.as_uri()}
-        jobs_dir = self.plan["jobs_dir"]
+        jobs_dir = self.plan.jobs_dir
         return LocalCloud(
             self.work,
             parameters,
@@ -273,16 +206,17 @@ class _Run:
         """
         if _newest(engine):
             return
-        prefix = f"uploads/{self.plan['scene']}/"
-        if not self.plan["uploaded"]:
-            for path, name in self._photos(Path(self.plan["photos"])):
+        prefix = f"uploads/{self.plan.scene}/"
+        if not self.plan.uploaded:
+            for path, name in self._photos(Path(self.plan.photos)):
                 if _stop_requested.is_set():
                     return
                 if not engine.storage.exists(engine.bucket, prefix + name):
                     engine.storage.put_file(engine.bucket, prefix + name, path, tell=False)
             engine.storage.sync()
-            self._note(uploaded=True)
-        job = {**self.plan["options"], "ready": True}
+            self.plan.uploaded = True
+            self.plan.write(self.work)
+        job = {**self.plan.options, "ready": True}
         engine.storage.put_bytes(engine.bucket, prefix + "job.json", json.dumps(job).encode())
 
     def _photos(self, photos: Path) -> Iterator[tuple[Path, str]]:
@@ -300,10 +234,6 @@ class _Run:
             hidden = any(part.startswith(".") for part in name.parts)
             if path.is_file() and not hidden and not path.resolve().is_relative_to(ours) and str(name) != "job.json":
                 yield path, name.as_posix()
-
-    def _note(self, **changes: Any) -> None:
-        self.plan.update(changes)
-        write_json(self.work / "run.json", self.plan)
 
     # Waiting
 
@@ -332,53 +262,18 @@ class _Run:
     def _finish(self, engine: LocalCloud, execution: dict[str, Any]) -> Outcome:
         outcome = self._outcome(engine, execution, execution["status"])
         if outcome.status == "SUCCEEDED":
-            self._publish(engine, execution["name"])
+            publish(self.out, engine.storage, engine.bucket, self.plan, execution["name"])
             outcome.results = self.out
         else:
             row = engine.row(f"JOB#{execution['name']}") or {}
             failure = row.get("failure") or {}
             outcome.error_code = failure.get("code") or execution.get("error") or outcome.status
             outcome.reason = failure.get("reason") or execution.get("cause") or ""
-        self._note(finished=True)
+        self.plan.finished = True
+        self.plan.write(self.work)
         outcome.seconds = time.monotonic() - self.started
         outcome.control_plane_s = outcome.seconds - engine.sagemaker.seconds_in_programs
         return outcome
-
-    def _publish(self, engine: LocalCloud, job_id: str) -> None:
-        """Copy results/<scene>/<job>/ beside the folder, then move each entry into place, the page last."""
-        prefix = f"results/{self.plan['scene']}/{job_id}/"
-        staging = self.work / "results"
-        shutil.rmtree(staging, ignore_errors=True)
-        for key in engine.storage.list(engine.bucket, prefix):
-            target = staging / key.removeprefix(prefix)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(engine.storage.read(engine.bucket, key))
-            sync_file(target)
-        names = sorted((entry.name for entry in staging.iterdir()), key=lambda name: (name == "index.html", name))
-        self._spare_photos(engine, names)
-        for folder in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
-            sync_folder(folder)
-        write_json(self.work / "published.json", names)
-        for name in names:
-            _remove(self.out / name)
-            (staging / name).rename(self.out / name)
-        sync_folder(self.out)
-        staging.rmdir()
-
-    def _spare_photos(self, engine: LocalCloud, names: list[str]) -> None:
-        """Photos are only read. Raises LocalRunError when a result would take the place of one."""
-        photos = Path(self.plan["photos"])
-        prefix = f"uploads/{self.plan['scene']}/"
-        for name in names:
-            target = self.out / name
-            inside = photos == self.out and any(
-                key == prefix + name or key.startswith(f"{prefix}{name}/")
-                for key in engine.storage.list(engine.bucket, prefix)
-            )
-            if target.exists() and (inside or photos.is_relative_to(target)):
-                raise LocalRunError(
-                    f"The result {name} would replace photos in {target}. Move them, then: spaceport resume {self.out}"
-                )
 
     def _outcome(self, engine: LocalCloud, execution: dict[str, Any] | None, status: str) -> Outcome:
         execution = execution or _newest(engine)

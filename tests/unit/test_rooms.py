@@ -18,7 +18,7 @@ FLOORS = {
     "spaceport": [
         "base stack",
         "asl aws",
-        "jobs",
+        "jobs out_folder",
         "local_cloud",
         "deploy_files local_run machine progress view",
         "cli",
@@ -52,7 +52,6 @@ KNOWN = {
     "Scene",
     "Rasterizer",
     "Clock",
-    "spaceport/local_run.py",
     "spaceport/sample_render.py",
     "spaceport/sample_scene.py",
     "tests/containers/test_train_kernels.py",
