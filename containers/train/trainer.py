@@ -132,7 +132,9 @@ class Trainer:
                 self.save()
 
     def _progress(self, elapsed_s: float) -> tuple[float, str]:
-        """(0..1, why it would end)."""
+        """(0..1, why it would end). Before the first step 0: the microseconds until then would show in its rates."""
+        if self.at.iteration == 0:
+            return 0.0, "max_iterations"
         by_time, by_steps = elapsed_s / self.preset.budget_s, self.at.iteration / self.preset.max_iterations
         progress, reason = (by_time, "time_budget") if by_time > by_steps else (by_steps, "max_iterations")
         if self.at.plateau_at:

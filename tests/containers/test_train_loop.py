@@ -1,5 +1,6 @@
 """The training loop's decisions, with an engine that only pretends: what it renders depends on its steps alone."""
 
+import itertools
 from dataclasses import fields, replace
 
 import numpy as np
@@ -317,6 +318,15 @@ def test_a_time_budget_ends_after_a_cool_down(tmp_path, monkeypatch, stop_on_pla
     assert made.engine.rates[-1].means == pytest.approx(final.means, rel=0.05)
     assert made.engine.rates[-1].noise == final.noise == 0
     assert any("validation" in name for name in made.engine.trained)
+
+
+def test_the_time_before_the_first_step_does_not_show_in_it(tmp_path, monkeypatch):
+    seconds = itertools.count(step=10.0)  # each look at the clock takes ten
+    monkeypatch.setattr("train.stopping.time.monotonic", lambda: next(seconds))
+    made = make_trainer(tmp_path, make_data(), budget_s=1e5, max_iterations=50, stop_on_plateau=False)
+    made.run()
+    assert made.engine.rates[0] == made.preset.schedule.rates(0.0, made.extent)
+    assert made.engine.rates[1] == made.preset.schedule.rates(1 / 50, made.extent)
 
 
 def test_money_becomes_time():
