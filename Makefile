@@ -5,6 +5,7 @@
 # make ci     what continuous integration runs: lint, types, all tests, images, deployment; says what each took
 # make images-test   build the container images and run them under SageMaker's contract (needs Docker, or root)
 # make gpu-image     build the GPU variant of the training image and judge what needs no GPU (30 GB of disk, about an hour)
+# make wheel  dist/spaceport-*.whl, to be installed where there is no checkout
 # make test-deploy   template, build, roles, a deployment to a local endpoint
 # make iam    write docs/iam.md anew
 # make vulnerabilities   known vulnerabilities of the tested images (needs grype and its database)
@@ -16,7 +17,7 @@ DEMO   ?= demo
 PYTEST_ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help install install-dev demo test test-torch contracts lint types ci ci-without-deploy lock clean browser engine local-images images-test gpu-image vulnerabilities test-deploy iam
+.PHONY: help install install-dev demo test test-torch contracts lint types ci ci-without-deploy lock clean browser engine local-images images-test gpu-image vulnerabilities wheel test-deploy iam
 
 help:
 	@sed -n 's/^# make/make/p' $(MAKEFILE_LIST)
@@ -58,6 +59,11 @@ build/torch/.installed: requirements/torch.txt | $(BIN)/python
 test-torch: install-dev build/torch/.installed
 	PYTHONPATH=build/torch $(BIN)/python -c 'import torch'
 	PYTHONPATH=build/torch $(BIN)/python -m pytest -n $(WORKERS) tests/containers/test_train_gpus.py $(PYTEST_ARGS)
+
+# setuptools adds to build/lib and never takes away.
+wheel: install
+	rm -rf build/lib build/bdist.* dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 local-images: install
 	$(BIN)/python -m deploy.images.build
@@ -124,6 +130,6 @@ lock:
 			--no-header -q -c ../../requirements/run.txt $$set.in -o $$set.txt; done
 
 clean:
-	rm -rf build $(DEMO)
+	rm -rf build dist $(DEMO)
 
 include deploy.mk

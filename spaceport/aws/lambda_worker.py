@@ -1,9 +1,9 @@
 """The far side of a function: a process that imports a handler once and calls it for each event.
 
-``python -m spaceport.aws.lambda_worker FD`` is the parent of all workers: it imports what every handler needs and
-forks a worker for each request on the socket FD. A worker talks JSON lines on a socket of its own and ends when that
-is closed. Error shapes are those of AWS's Python runtime (Lambda developer guide, "Lambda function errors in
-Python").
+``python -P lambda_worker.py FD`` is the parent of all workers: it imports what every handler needs and forks a worker
+for each request on the socket FD. It imports nothing of spaceport and ``-P`` keeps its folder out of the search path,
+so handlers find installed packages alone. A worker talks JSON lines on a socket of its own and ends when that is
+closed. Error shapes are those of AWS's Python runtime (Lambda developer guide, "Lambda function errors in Python").
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 PRELOADED = ("boto3", "aws_lambda_powertools", "pydantic", "ulid", "jinja2")
@@ -128,8 +127,7 @@ def become_worker(channel: socket.socket, specification: dict[str, Any]) -> None
     os.close(log)
     os.environ.clear()
     os.environ.update(specification["environment"])
-    own_root = str(Path(__file__).resolve().parents[2])
-    sys.path[:] = [specification["code"], *(path for path in sys.path if path not in ("", own_root))]
+    sys.path.insert(0, specification["code"])
     os.chdir(specification["code"])
     _send(channel, {"pid": os.getpid()})
     serve(channel, specification)

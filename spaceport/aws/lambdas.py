@@ -27,6 +27,7 @@ from typing import Any, Protocol
 
 import boto3
 
+from spaceport.aws import lambda_worker
 from spaceport.aws.lambda_worker import Context, Handler, call_handler, error_answer, load_handler
 from spaceport.base.clock import Clock
 from spaceport.stack.template import Function, Stack
@@ -139,11 +140,10 @@ class LambdaProcesses:
         ours, theirs = socket.socketpair()
         function = self.stack.functions[0] if self.stack.functions else None
         base = environment(function, self.stack, self.endpoint_url) if function else {}
-        base["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
         log = (self.logs / "lambda.log").open("ab") if self.logs else subprocess.DEVNULL
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "spaceport.aws.lambda_worker", str(theirs.fileno())],
+                [sys.executable, "-P", lambda_worker.__file__, str(theirs.fileno())],
                 env=base,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
