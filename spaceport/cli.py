@@ -6,6 +6,7 @@ import inspect
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -96,7 +97,9 @@ def run(
 ) -> None:
     """Turn photos into a splat page."""
     runner = runner_options(jobs)
-    follow(lambda listener: local_run.run(photos, out, options, listener, jobs_dir, **runner), out, open_page)
+    follow(
+        lambda listener, stop: local_run.run(photos, out, options, listener, jobs_dir, stop, **runner), out, open_page
+    )
 
 
 @app.command()
@@ -107,7 +110,7 @@ def resume(
 ) -> None:
     """Go on with an interrupted run from where it was."""
     runner = runner_options(jobs)
-    follow(lambda listener: local_run.resume(out, listener, **runner), out, open_page)
+    follow(lambda listener, stop: local_run.resume(out, listener, stop, **runner), out, open_page)
 
 
 @app.command()
@@ -203,21 +206,20 @@ def print_line(text: str, style: str = "") -> None:
     console.print(Text(text, style), soft_wrap=True)
 
 
-def follow(start: Any, out: Path, open_page: bool) -> None:
+def follow(start: Callable[[Display, threading.Event], local_run.Outcome], out: Path, open_page: bool) -> None:
     """Run ``start`` with a display, stop it cleanly on Ctrl-C or SIGTERM, and say how it ended."""
-    stopping: list[int] = []
+    stop = threading.Event()
 
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        if stopping:
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
             sys.exit(INTERRUPTED_EXIT_STATUS)  # asked twice: do not wait for the checkpoint
-        stopping.append(number)
-        local_run.stop()
+        stop.set()
 
     # Only while it runs: what comes after, the server of --open, ends at the first Ctrl-C like any program.
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with Display(console) as display:
-            outcome = start(display)
+            outcome = start(display, stop)
     except local_run.LocalRunError as error:
         print_error(error)
         raise typer.Exit(2) from error
@@ -230,7 +232,7 @@ def follow(start: Any, out: Path, open_page: bool) -> None:
     report(outcome, out)
     if outcome.status != "SUCCEEDED":
         raise typer.Exit(1)
-    if open_page and not stopping:
+    if open_page and not stop.is_set():
         view.show(out)
 
 

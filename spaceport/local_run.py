@@ -42,7 +42,7 @@ PARAMETERS = {
 class Outcome:
     """How a run ended.
 
-    ``status`` is SUCCEEDED, FAILED, ABORTED, TIMED_OUT, or STOPPED when ``stop`` was called. ``seconds`` is the wall
+    ``status`` is SUCCEEDED, FAILED, ABORTED, TIMED_OUT, or STOPPED when ``stop`` was set. ``seconds`` is the wall
     time of this call, ``control_plane_s`` the part of it that was not inside stage programs. ``seconds_by_state``
     covers the whole execution.
     """
@@ -57,27 +57,21 @@ class Outcome:
     control_plane_s: float = 0.0
 
 
-_stop_requested = threading.Event()
-
-
-def stop() -> None:
-    """Let the run of this process save its checkpoint and return; for signal handlers. ``resume`` goes on later."""
-    _stop_requested.set()
-
-
 def run(
     photos: Path,
     out: Path,
     options: dict[str, Any],
     listener: Listener,
     jobs_dir: Path | None = None,
+    stop: threading.Event | None = None,
     **engine_options: Any,
 ) -> Outcome:
     """Turn a folder of photos, or a zip archive of them, into the result folder ``out``, and wait for it.
 
-    ``options`` are those of job.json. ``jobs_dir`` is where stage programs work, by default inside ``out``. Raises
-    LocalRunError when there is nothing to start with, or ``out`` holds a run that is not finished. ``engine_options``
-    are for tests (see LocalCloud).
+    ``options`` are those of job.json. ``jobs_dir`` is where stage programs work, by default inside ``out``. Once
+    ``stop`` is set, by a signal handler or a thread, the run saves its checkpoint and returns; ``resume`` goes on
+    later. Raises LocalRunError when there is nothing to start with, or ``out`` holds a run that is not finished.
+    ``engine_options`` are for tests (see LocalCloud).
     """
     started = time.monotonic()
     if not photos.is_dir() and not is_archive(photos):
@@ -87,10 +81,10 @@ def run(
         jobs_folder = str(jobs_dir.resolve()) if jobs_dir else None
         plan = RunPlan(str(photos.resolve()), scene_name(photos), options, jobs_folder)
         plan.write(out / WORK)
-        return _Run(out, plan, listener, started, engine_options).go(take_over=False)
+        return _Run(out, plan, listener, started, stop, engine_options).go(take_over=False)
 
 
-def resume(out: Path, listener: Listener, **engine_options: Any) -> Outcome:
+def resume(out: Path, listener: Listener, stop: threading.Event | None = None, **engine_options: Any) -> Outcome:
     """Go on with the run in ``out`` where it was: finished stages stay, training goes on from its checkpoint.
 
     Raises LocalRunError when there is no run in ``out``, or another process works on it.
@@ -100,7 +94,7 @@ def resume(out: Path, listener: Listener, **engine_options: Any) -> Outcome:
         raise LocalRunError(f"There is no run in {out}. Start one with: spaceport run PHOTOS --out {out}")
     with locked(out):
         plan = RunPlan.read(out / WORK)
-        return _Run(out, plan, listener, started, engine_options).go(take_over=True)
+        return _Run(out, plan, listener, started, stop, engine_options).go(take_over=True)
 
 
 def is_archive(photos: Path) -> bool:
@@ -119,13 +113,20 @@ class _Run:
     """One call of ``run`` or ``resume``."""
 
     def __init__(
-        self, out: Path, plan: RunPlan, listener: Listener, started: float, engine_options: dict[str, Any]
+        self,
+        out: Path,
+        plan: RunPlan,
+        listener: Listener,
+        started: float,
+        stop: threading.Event | None,
+        engine_options: dict[str, Any],
     ) -> None:
         self.out = out.resolve()
         self.work = self.out / WORK
         self.plan = plan
         self.listener = listener
         self.started = started
+        self.stop = stop or threading.Event()
         self.engine_options = engine_options
         self.wake = threading.Event()
         self.problem: str | None = None
@@ -147,7 +148,6 @@ class _Run:
             ) from error
 
     def _go(self, take_over: bool) -> Outcome:
-        _stop_requested.clear()
         clock = RealClock(on_error=self._on_clock_error)
         engine = self._engine(clock, take_over)
         try:
@@ -209,7 +209,7 @@ class _Run:
         prefix = f"uploads/{self.plan.scene}/"
         if not self.plan.uploaded:
             for path, name in self._photos(Path(self.plan.photos)):
-                if _stop_requested.is_set():
+                if self.stop.is_set():
                     return
                 if not engine.storage.exists(engine.bucket, prefix + name):
                     engine.storage.put_file(engine.bucket, prefix + name, path, tell=False)
@@ -238,8 +238,8 @@ class _Run:
     # Waiting
 
     def _wait(self, engine: LocalCloud) -> dict[str, Any] | None:
-        """The execution once it has ended; None when ``stop`` was called before."""
-        while not _stop_requested.is_set():
+        """The execution once it has ended; None when ``stop`` was set before."""
+        while not self.stop.is_set():
             execution = _newest(engine)
             if execution and execution["status"] != "RUNNING":
                 return execution

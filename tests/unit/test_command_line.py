@@ -28,7 +28,7 @@ def out(tmp_path):
 
 def follow(outcome, out, open_page=False):
     """cli.follow with a run that ends with ``outcome``, or does what it says."""
-    cli.follow(lambda listener: outcome() if callable(outcome) else outcome, out, open_page)
+    cli.follow(lambda listener, stop: outcome(stop) if callable(outcome) else outcome, out, open_page)
 
 
 def handlers():
@@ -45,7 +45,7 @@ def test_the_page_of_open_ends_at_the_first_ctrl_c(monkeypatch, out):
 def test_signal_handlers_are_put_back_after_an_error_too(out, capsys):
     before = handlers()
 
-    def fail():
+    def fail(stop):
         assert handlers() != before
         raise local_run.LocalRunError("no disk for [b]/photos " + "x" * 200)
 
@@ -59,11 +59,11 @@ def test_signal_handlers_are_put_back_after_an_error_too(out, capsys):
 @pytest.mark.parametrize(("status", "exit_status"), [("STOPPED", cli.INTERRUPTED_EXIT_STATUS), ("SUCCEEDED", 0)])
 def test_ctrl_c_stops_the_run_unless_it_was_just_over(monkeypatch, out, capsys, status, exit_status):
     stopped = []
-    monkeypatch.setattr(local_run, "stop", lambda: stopped.append(1))
     monkeypatch.setattr(view, "show", lambda folder: pytest.fail("nobody waits for the page any more"))
 
-    def interrupted():
+    def interrupted(stop):
         os.kill(os.getpid(), signal.SIGINT)
+        stopped.append(stop.is_set())
         return local_run.Outcome(status, "job")
 
     if exit_status:
@@ -72,7 +72,7 @@ def test_ctrl_c_stops_the_run_unless_it_was_just_over(monkeypatch, out, capsys, 
         assert caught.value.exit_code == exit_status
     else:
         follow(interrupted, out, open_page=True)
-    assert stopped == [1]
+    assert stopped == [True]
     assert ("spaceport resume" in capsys.readouterr().out) == (status == "STOPPED")
 
 
@@ -83,7 +83,7 @@ def test_ctrl_c_stops_the_run_unless_it_was_just_over(monkeypatch, out, capsys, 
 def test_options_of_the_run_are_those_that_were_given(monkeypatch, tmp_path, out, words, given):
     runs = []
 
-    def run(photos, folder, options, listener, jobs_dir):
+    def run(photos, folder, options, listener, jobs_dir, stop):
         runs.append((photos, folder, options))
         return local_run.Outcome("SUCCEEDED", "job")
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -83,10 +84,11 @@ def programs(variable):
 
 
 def test_stop_saves_a_checkpoint_and_resume_goes_on(stages, photos, tmp_path):
-    out = tmp_path / "out"
-    stopper = threading.Thread(target=lambda: (wait_for_step(out, 20), local_run.stop()))
+    out, stop = tmp_path / "out", threading.Event()
+    stopper = threading.Thread(target=lambda: (wait_for_step(out, 20), stop.set()))
     stopper.start()
-    outcome = local_run.run(photos, out, {"max_iterations": 300}, lambda e: None, runner=ProcessRunner(stages))
+    options, runner = {"max_iterations": 300}, ProcessRunner(stages)
+    outcome = local_run.run(photos, out, options, lambda e: None, stop=stop, runner=runner)
     stopper.join()
     assert outcome.status == "STOPPED"
     assert not (out / "index.html").exists() and mails(out) == []
@@ -103,13 +105,14 @@ def test_any_number_of_stops_in_a_processing_job_uses_up_no_retry(stages, photos
     monkeypatch.setenv("GO_ON", str(go_on))
     runner = ProcessRunner(stages)
 
-    def stop_in_sfm(event):
-        if event["type"] == "progress":
-            local_run.stop()
+    def stop_in_sfm(start):
+        stop = threading.Event()
+        outcome = start(lambda event: event["type"] == "progress" and stop.set(), stop=stop, runner=runner)
+        assert outcome.status == "STOPPED"
 
-    assert local_run.run(photos, out, {"matcher": "spatial"}, stop_in_sfm, runner=runner).status == "STOPPED"
+    stop_in_sfm(partial(local_run.run, photos, out, {"matcher": "spatial"}))
     for _ in range(4):
-        assert local_run.resume(out, stop_in_sfm, runner=runner).status == "STOPPED"
+        stop_in_sfm(partial(local_run.resume, out))
     go_on.touch()
     events = []
     outcome = local_run.resume(out, events.append, runner=runner)
@@ -121,10 +124,10 @@ def test_any_number_of_stops_in_a_processing_job_uses_up_no_retry(stages, photos
 
 def test_stop_before_the_execution_starts_then_resume(stages, photos, tmp_path, monkeypatch):
     """The event of job.json is in memory alone, and goes with the process."""
-    out = tmp_path / "out"
+    out, stop = tmp_path / "out", threading.Event()
     with monkeypatch.context() as patched:
-        patched.setattr(LocalCloud, "_deliver", lambda *arguments: local_run.stop())
-        outcome = local_run.run(photos, out, {}, lambda event: None, runner=ProcessRunner(stages))
+        patched.setattr(LocalCloud, "_deliver", lambda *arguments: stop.set())
+        outcome = local_run.run(photos, out, {}, lambda event: None, stop=stop, runner=ProcessRunner(stages))
     assert outcome.status == "STOPPED"
     resume_to_the_end(out, stages)
 
@@ -149,9 +152,10 @@ def test_kill_9_before_the_execution_starts_then_resume(stages, photos, tmp_path
 
 def resume_to_the_end(out, stages):
     """Resume, which must not wait for ever: a watch stops it after a minute, and then it is not SUCCEEDED."""
-    watch = threading.Timer(60, local_run.stop)
+    stop = threading.Event()
+    watch = threading.Timer(60, stop.set)
     watch.start()
-    outcome = local_run.resume(out, lambda event: None, runner=ProcessRunner(stages))
+    outcome = local_run.resume(out, lambda event: None, stop, runner=ProcessRunner(stages))
     watch.cancel()
     assert outcome.status == "SUCCEEDED", outcome
     assert len(list((out / ".spaceport/executions").iterdir())) == len(mails(out)) == 1
@@ -173,10 +177,11 @@ def stopped(tmp_path_factory):
     """A run that was stopped in its training."""
     folder = tmp_path_factory.mktemp("stopped")
     stages, photos = write_stages(folder / "stages"), write_photos(folder / "My House")
-    stopper = threading.Thread(target=lambda: (wait_for_step(folder / "out", 1), local_run.stop()))
+    stop = threading.Event()
+    stopper = threading.Thread(target=lambda: (wait_for_step(folder / "out", 1), stop.set()))
     stopper.start()
     outcome = local_run.run(
-        photos, folder / "out", {"max_iterations": 300}, lambda event: None, runner=ProcessRunner(stages)
+        photos, folder / "out", {"max_iterations": 300}, lambda event: None, stop=stop, runner=ProcessRunner(stages)
     )
     stopper.join()
     assert outcome.status == "STOPPED"
