@@ -67,30 +67,64 @@ class Row:
         return max(0.0, self.eta_s - (now_s - self.eta_read_s))
 
 
-class Display:
-    """Listener of a run; a live table on a terminal, plain lines elsewhere. Safe to call from any thread.
+class PlainLog:
+    """Lines on a console that is no terminal. A line says ``how_it_stands()`` when nothing was said for a while.
 
-    ``now_s`` is a clock in seconds that never goes back.
+    ``plain`` overrides what the console is; without it, nothing is printed. ``now_s`` is a clock in seconds that never
+    goes back. Whoever changes what ``how_it_stands`` reads holds ``lock``.
     """
+
+    def __init__(
+        self, console: Console, plain: bool | None, now_s: Callable[[], float], how_it_stands: Callable[[], str]
+    ) -> None:
+        self.console = console
+        self.plain = (not console.is_terminal) if plain is None else plain
+        self.now_s = now_s
+        self.how_it_stands = how_it_stands
+        self.lock = threading.RLock()
+        self._said_s = now_s()
+        self._closed = threading.Event()
+        self._ticker = threading.Thread(target=self._tick_until_closed, daemon=True)
+
+    def start(self) -> None:
+        if self.plain:
+            self._ticker.start()
+
+    def stop(self) -> None:
+        self._closed.set()
+        if self.plain:
+            self._ticker.join()
+
+    def say(self, text: str) -> None:
+        self._said_s = self.now_s()
+        if self.plain:
+            self.console.print(text, highlight=False, markup=False)
+
+    def _tick_until_closed(self) -> None:
+        while not self._closed.wait(TICK_S):
+            self.tick()
+
+    def tick(self) -> None:
+        with self.lock:
+            if self.now_s() - self._said_s >= SILENCE_LIMIT_S:
+                self.say(self.how_it_stands())
+
+
+class Display:
+    """Listener of a run; a live table on a terminal, plain lines elsewhere. Safe to call from any thread."""
 
     def __init__(
         self, console: Console, plain: bool | None = None, now_s: Callable[[], float] = time.monotonic
     ) -> None:
         self.console = console
         self.now_s = now_s
-        self.plain = (not console.is_terminal) if plain is None else plain
         self.rows: dict[str, Row] = {}
-        self._lock = threading.Lock()
-        self._said_s = now_s()
+        self.log = PlainLog(console, plain, now_s, self._how_it_stands)
         self._live: Live | None = None
-        self._ticker: threading.Thread | None = None
-        self._closed = threading.Event()
 
     def __enter__(self) -> Display:
-        if self.plain:
-            self._ticker = threading.Thread(target=self._break_silence, daemon=True)
-            self._ticker.start()
-        else:
+        self.log.start()
+        if not self.log.plain:
             self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=5)
             self._live.start()
         return self
@@ -98,16 +132,14 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._closed.set()
         if self._live:
             self._live.stop()
-        if self._ticker:
-            self._ticker.join()
+        self.log.stop()
 
     def __call__(self, event: dict[str, Any]) -> None:
         handler = getattr(self, f"_on_{event['type']}", None)
         if handler:
-            with self._lock:
+            with self.log.lock:
                 handler(event)
 
     def _on_state_entered(self, event: dict[str, Any]) -> None:
@@ -115,7 +147,7 @@ class Display:
         if state not in TITLES:
             return
         self.rows.setdefault(state, Row(state, self.now_s())).begin()
-        self._say(f"{state}: {TITLES[state]}")
+        self.log.say(f"{state}: {TITLES[state]}")
 
     _on_state_resumed = _on_state_entered
 
@@ -123,7 +155,7 @@ class Display:
         row = self.rows.get(event["state"])
         if row is not None and row.retry_s is not None:
             row.begin()
-            self._say(f"{row.state}: trying again")
+            self.log.say(f"{row.state}: trying again")
 
     def _on_retry_waited_for(self, event: dict[str, Any]) -> None:
         row = self.rows.get(event["state"])
@@ -132,7 +164,7 @@ class Display:
         row.begin()
         row.retry_s = self.now_s() + event["wait_s"]
         row.message = f"failed ({event['error'] or 'for a reason unknown'}), waiting for the next try"
-        self._say(self._sentence(row))
+        self.log.say(self._sentence(row))
 
     def _on_state_exited(self, event: dict[str, Any]) -> None:
         row = self.rows.get(event["state"])
@@ -140,7 +172,7 @@ class Display:
             return
         row.ended_s = self.now_s()
         row.failed = bool(event.get("failed"))
-        self._say(f"{row.state}: {'failed' if row.failed else 'done'} in {duration(row.seconds(row.ended_s))}")
+        self.log.say(f"{row.state}: {'failed' if row.failed else 'done'} in {duration(row.seconds(row.ended_s))}")
 
     def _on_progress(self, event: dict[str, Any]) -> None:
         row = self.rows.get(event["state"])
@@ -150,29 +182,15 @@ class Display:
         row.step, row.total, row.unit, row.message = event["step"], event["total"], event["unit"], event["message"]
         row.eta_s, row.eta_read_s = event["eta_s"], self.now_s()
         if changed:
-            self._say(self._sentence(row))
+            self.log.say(self._sentence(row))
 
     def _on_mail(self, event: dict[str, Any]) -> None:
-        self._say(f"E-mail to {event['to']}: {event['path']}")
+        self.log.say(f"E-mail to {event['to']}: {event['path']}")
 
-    def _say(self, text: str) -> None:
-        """A line in the plain log; the live table shows the same without lines."""
-        self._said_s = self.now_s()
-        if self.plain:
-            self.console.print(text, highlight=False, markup=False)
-
-    def _break_silence(self) -> None:
-        while not self._closed.wait(TICK_S):
-            self.tick()
-
-    def tick(self) -> None:
-        """Say how things stand when nothing was said for a while."""
-        with self._lock:
-            if self.now_s() - self._said_s < SILENCE_LIMIT_S:
-                return
-            running = [row for row in self.rows.values() if row.ended_s is None]
-            between = "waiting for the next step" if self.rows else "starting …"
-            self._say(self._sentence(running[-1]) if running else between)
+    def _how_it_stands(self) -> str:
+        running = [row for row in self.rows.values() if row.ended_s is None]
+        between = "waiting for the next step" if self.rows else "starting …"
+        return self._sentence(running[-1]) if running else between
 
     def _sentence(self, row: Row) -> str:
         now_s = self.now_s()
@@ -185,7 +203,7 @@ class Display:
         return " ".join(parts)
 
     def render(self) -> RenderableType:
-        with self._lock:
+        with self.log.lock:
             now_s = self.now_s()
             table = Table.grid(padding=(0, 2))
             for row in self.rows.values():
@@ -214,21 +232,17 @@ class Work:
     def __init__(
         self, console: Console, title: str, plain: bool | None = None, now_s: Callable[[], float] = time.monotonic
     ) -> None:
-        self.console = console
         self.title = title
-        self.plain = (not console.is_terminal) if plain is None else plain
         self.now_s = now_s
         self.step = self.total = 0
-        self._started_s = self._said_s = now_s()
+        self.log = PlainLog(console, plain, now_s, self._how_it_stands)
+        self._started_s = now_s()
         self._bar = Progress(console=console, transient=True)
-        self._closed = threading.Event()
-        self._ticker = threading.Thread(target=self._tick_until_closed, daemon=True)
 
     def __enter__(self) -> Work:
-        if self.plain:
-            self._say(f"{self.title} …")
-            self._ticker.start()
-        else:
+        self.log.say(f"{self.title} …")
+        self.log.start()
+        if not self.log.plain:
             self._task = self._bar.add_task(self.title, total=None)
             self._bar.start()
         return self
@@ -236,30 +250,18 @@ class Work:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._closed.set()
-        if self.plain:
-            self._ticker.join()
-        else:
+        if not self.log.plain:
             self._bar.stop()
+        self.log.stop()
 
     def __call__(self, step: int, total: int) -> None:
         self.step, self.total = step, total
-        if not self.plain:
+        if not self.log.plain:
             self._bar.update(self._task, completed=step, total=total)
 
-    def _tick_until_closed(self) -> None:
-        while not self._closed.wait(TICK_S):
-            self.tick()
-
-    def tick(self) -> None:
-        """Say how far the work is when nothing was said for a while."""
-        if self.now_s() - self._said_s >= SILENCE_LIMIT_S:
-            steps = f" {self.step}/{self.total}" if self.total else ""
-            self._say(f"{self.title}:{steps} ({duration(self.now_s() - self._started_s)})")
-
-    def _say(self, text: str) -> None:
-        self._said_s = self.now_s()
-        self.console.print(text, highlight=False, markup=False)
+    def _how_it_stands(self) -> str:
+        steps = f" {self.step}/{self.total}" if self.total else ""
+        return f"{self.title}:{steps} ({duration(self.now_s() - self._started_s)})"
 
 
 def duration(seconds: float) -> str:

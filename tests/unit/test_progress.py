@@ -53,7 +53,7 @@ class Bench:
     def wait(self, seconds):
         for _ in range(round(seconds / TICK_S)):
             self.clock.seconds += TICK_S
-            self.display.tick()
+            self.display.log.tick()
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_whole_run_with_a_retry_never_leaves_more_than_five_seconds_without_a_
     engine.listener = lambda event: (events.append(event), display(event))
 
     def tick():
-        display.tick()
+        display.log.tick()
         engine.clock.call_later(TICK_S, tick)
 
     with engine:
@@ -200,7 +200,7 @@ def test_work_outside_of_a_run_is_never_silent_for_long(steps):
             work(second - 30, 24)
         for _ in range(2):
             clock.seconds += TICK_S
-            work.tick()
+            work.log.tick()
     times = [100.0, *(at for at, _ in log.lines), clock.seconds]
     assert max(after - before for before, after in itertools.pairwise(times)) <= 5.0
     assert log.lines[0][1] == "Rendering: (4 s)"
