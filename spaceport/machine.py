@@ -85,6 +85,18 @@ def gpu() -> Finding:
     return Finding("GPU", f"{name}, torch {torch.__version__}")
 
 
+def kernels() -> Finding:
+    """The folder that stages keep compiled kernels in, as they find it themselves."""
+    program = "from splat.processor import cache_folder; print(cache_folder() or '')"
+    command = [sys.executable, "-c", program]
+    environment = {**os.environ, "PYTHONPATH": str(CONTAINERS)}
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    if answer.returncode != 0:
+        advice = answer.stderr.strip().rpartition("\n")[2]
+        return Finding("Compiled kernels", "no folder for them can be written", ok=False, advice=advice)
+    return Finding("Compiled kernels", answer.stdout.strip() or f"beside their sources in {CONTAINERS}")
+
+
 def versions() -> dict[str, str]:
     """Installed versions of the packages that shape a result; absent ones are left out."""
     found = {}
@@ -115,7 +127,7 @@ def survey(folder: Path) -> list[Finding]:
             "" if free >= DISK_NEEDED_GIB else "free some space",
         )
     )
-    findings.append(gpu())
+    findings += [gpu(), kernels()]
     findings += [Finding(package, version) for package, version in versions().items()]
     return findings
 

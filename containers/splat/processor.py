@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -53,10 +54,47 @@ def adopt_kernels(baked: Path, cache: Path) -> None:
                 copy.rename(own)
 
 
+def cache_folder() -> Path | None:
+    """The folder that compiled kernels go to; None where they go beside their sources, into __pycache__.
+
+    ``$NUMBA_CACHE_DIR``, when it is set, has the last word. An installation may be read-only and a home missing:
+    numba by itself ends the program there.
+    """
+    if "NUMBA_CACHE_DIR" in os.environ:
+        return Path(os.environ["NUMBA_CACHE_DIR"])
+    if _writable(Path(__file__).parent / "__pycache__"):
+        return None
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - never raises
+    if home.is_absolute() and _writable(home / "spaceport"):
+        return home / "spaceport"
+    own = Path(tempfile.gettempdir(), f"spaceport-{os.getuid()}")
+    with contextlib.suppress(OSError):
+        own.mkdir(mode=0o700)
+    # Kernels are machine code: none are taken from a folder that someone else made or may write to.
+    found = own.lstat() if own.exists() or own.is_symlink() else None
+    if found and stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return own
+    return Path(tempfile.mkdtemp(prefix="spaceport-"))
+
+
+def _writable(folder: Path) -> bool:
+    """A file can be written to the folder, which is made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
 def prepare() -> None:
     """To be called before the first kernel is compiled. ``$NUMBA_CPU_NAME``, when it is set, has the last word."""
     from numba import config
 
+    folder = cache_folder()
+    if folder:
+        os.environ["NUMBA_CACHE_DIR"] = str(folder)
+        config.reload_config()
     cpuinfo = Path("/proc/cpuinfo")
     found = level(cpuinfo.read_text()) if cpuinfo.is_file() else None
     if found and "NUMBA_CPU_NAME" not in os.environ:

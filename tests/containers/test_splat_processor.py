@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from splat.processor import adopt_kernels, level
+from splat import processor
+from splat.processor import adopt_kernels, cache_folder, level
 
 CONTAINERS = Path(__file__).resolve().parents[2] / "containers"
 # Flags as the kernels of these processors' machines list them, shortened to what matters and what misleads.
@@ -78,3 +79,84 @@ def test_the_kernels_of_the_image_are_there_whatever_is_imported_first(module, t
     environment = os.environ | folders | {"PYTHONPATH": path}
     subprocess.run([sys.executable, "-c", f"import {module}, splat.simd"], env=environment, check=True)
     assert (tmp_path / "cache/splat/of-the-image").exists()
+
+
+@pytest.fixture
+def installation(tmp_path, monkeypatch):
+    """(folder of the sources, home, folder for temporary files) of a program that has no cache folder yet."""
+    sources, home, temporary = (tmp_path / name for name in ("installed/splat", "home", "tmp"))
+    for folder in (sources, home, temporary):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(processor, "__file__", str(sources / "processor.py"))
+    monkeypatch.setattr(processor.tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    return sources, home, temporary
+
+
+def read_only(folder):
+    """Even root cannot write below it: it is a file."""
+    folder.rmdir()
+    folder.write_text("")
+
+
+def test_kernels_lie_beside_their_sources_where_these_can_be_written(installation):
+    assert cache_folder() is None
+
+
+def test_a_cache_folder_that_is_named_wins(installation, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/tmp/numba")
+    assert cache_folder() == Path("/tmp/numba")
+
+
+def test_kernels_of_a_read_only_installation_lie_in_the_users_cache(installation, monkeypatch, tmp_path):
+    sources, home, _ = installation
+    read_only(sources)
+    assert cache_folder() == home / ".cache/spaceport"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg/spaceport"
+
+
+def test_kernels_lie_in_a_temporary_folder_of_the_user_where_there_is_no_home(installation):
+    sources, home, temporary = installation
+    read_only(sources)
+    read_only(home)
+    own = temporary / f"spaceport-{os.getuid()}"
+    assert cache_folder() == own and own.stat().st_mode & 0o777 == 0o700
+    assert cache_folder() == own  # found again
+
+
+@pytest.mark.parametrize("taken", ["open to others", "a link", "a file", "someone else's"])
+def test_kernels_are_not_taken_from_a_folder_that_others_may_write(installation, tmp_path, taken):
+    sources, home, temporary = installation
+    read_only(sources)
+    read_only(home)
+    own = temporary / f"spaceport-{os.getuid()}"
+    if taken == "a link":
+        own.symlink_to(tmp_path)
+    elif taken == "a file":
+        own.write_text("")
+    else:
+        own.mkdir(mode=0o700)
+        if taken == "open to others":
+            own.chmod(0o777)
+        elif os.getuid() == 0:
+            os.chown(own, 65534, 65534)
+        else:
+            pytest.skip("only root can make a folder of someone else")
+    found = cache_folder()
+    assert found and found != own and found.parent == temporary and found.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_kernel_is_compiled_where_neither_the_installation_nor_home_can_be_written(tmp_path):
+    package = tmp_path / "splat"
+    package.mkdir()
+    (package / "__pycache__").write_text("")  # not even root can make this folder
+    package.joinpath("processor.py").write_text(Path(processor.__file__).read_text(encoding="utf-8"))
+    lines = ["import numba", "", "@numba.njit(cache=True)", "def one():", "    return 1", "", "assert one() == 1"]
+    package.joinpath("kernel.py").write_text("\n".join(lines))
+    program = "from splat import processor; processor.prepare(); import splat.kernel"
+    environment = {"HOME": str(package / "__pycache__"), "PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
+    assert [*(tmp_path / f"spaceport-{os.getuid()}").glob("*/kernel.one*.nbc")]

@@ -154,6 +154,7 @@ def test_survey_names_what_decides_about_a_run(monkeypatch, tmp_path):
     found = {finding.what: finding for finding in machine.survey(tmp_path)}
     assert list(found)[:5] == ["Python", "Processor", "Memory", "Free disk", "GPU"]
     assert f"{machine.cores()} cores" in found["Processor"].value
+    assert found["Compiled kernels"].ok and found["Compiled kernels"].value
     assert (found["Memory"].ok, found["Memory"].value) == (False, "2.0 GiB") and "smaller preset" in found[
         "Memory"
     ].advice
