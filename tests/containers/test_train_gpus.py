@@ -19,7 +19,7 @@ import pytest
 from splat.cameras import View
 from tests.containers import gpu_on_cpu
 from tests.containers.cuda_on_cpu import Arrays, compile_for_cpu
-from tests.containers.test_train_kernels import GAUSSIANS, Step, make_gaussians
+from tests.containers.kernel_step import GAUSSIANS, Step, make_gaussians
 from train.engine import Rates, Setup, TrainingPhoto
 from train.gpu import launches
 from train.gpus import engine as engine_gpus

@@ -1,109 +1,20 @@
-"""The training loop's decisions, with an engine that only pretends: what it renders depends on its steps alone."""
+"""The training loop's decisions, with an engine that only pretends."""
 
 import itertools
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from job import Job, JobKind, StageError
+from job import StageError
 from job.options import TrainOptions
-from splat.cameras import View
-from splat.model import Gaussians
-from train import checkpoint, presets, trainer
+from tests.containers.pretended_training import better_until, make_data, make_trainer
+from train import presets, trainer
 from train.dataset import Dataset, split, trainable
-from train.engine import Setup, TrainingPhoto
-from train.memory import MemoryPlan
 from train.stage import paid_seconds
-from train.trainer import Trainer, checkpoint_interval_s
+from train.trainer import checkpoint_interval_s
 
 HELD_BACK = ("validation", "test")
-
-
-class PretendedEngine:
-    """Renders grey of value ``error(steps)``: against black photos the PSNR is -20 log10 of it."""
-
-    name, device, views = "pretended", "none", 1
-
-    def __init__(self, photos, error=lambda steps: 0.1):
-        self.photos, self.error = photos, error
-        self.setup = Setup(photos, max_gaussians=8, sh_degree=1, seed=1)
-        self.steps, self.offset, self.broken = 0, 0, False
-        self.trained, self.rates = [], []
-        self.on_step = lambda: None
-
-    def load(self, gaussians):
-        self.steps, self.broken = int(gaussians.means[0, 0]), False
-
-    def step(self, photos, level, sh_degree, rates):
-        self.steps += len(photos)
-        self.trained += [self.photos[photo].view.name for photo in photos]
-        self.rates.append(rates)
-        self.on_step()
-
-    def mean_loss(self):
-        return 0.5
-
-    def is_finite(self):
-        return not self.broken
-
-    def error_per_gaussian(self, photo, level, sh_degree):
-        return np.zeros(1, np.float32)
-
-    def count(self):
-        return 1
-
-    def opacities(self):
-        return np.zeros(1, np.float32)  # nothing to relocate
-
-    def render(self, view, sh_degree):
-        return np.full((view.height, view.width, 3), self.error(self.steps), np.float32)
-
-    def gaussians(self):
-        return model(self.steps)
-
-    def state(self):
-        return {"steps": np.array(self.steps)}
-
-    def restore(self, state):
-        self.steps, self.broken = int(state["steps"]), False
-
-
-def model(steps):
-    means = np.full((1, 3), steps, np.float32)
-    return Gaussians(means, np.zeros((1, 3)), np.ones((1, 4)), np.zeros(1), np.zeros((1, 4, 3)))
-
-
-def photo(name, grey=0):
-    pose = np.eye(4)
-    pose[0, 3] = len(name)
-    return TrainingPhoto(View(name, 12, 12, np.eye(3), pose), np.full((12, 12, 3), grey, np.uint8))
-
-
-def make_data(train=6, validation=2, test=2, test_grey=0):
-    return Dataset(
-        [photo(f"train{i}") for i in range(train)],
-        [photo(f"validation{i}") for i in range(validation)],
-        [photo(f"test{i}", test_grey) for i in range(test)],
-    )
-
-
-def make_trainer(root, data, error=lambda steps: 0.1, views=1, setup=None, **changes):
-    limits = {"budget_s": float("inf"), "max_iterations": 1_000, "stop_on_plateau": True}
-    preset = replace(presets.CPU["draft"], **(limits | changes))
-    job = Job.open("train", JobKind.TRAINING, root)
-    engine = PretendedEngine(trainable(data), error)
-    engine.views = views
-    engine.setup = replace(engine.setup, **(setup or {}))
-    made = Trainer(job, engine, preset, data, threads=1)
-    if not made.resume():
-        made.start(model(0))
-    return made
-
-
-def better_until(best):
-    """Improves up to this step and gets worse from there."""
-    return lambda steps: 0.1 * 10 ** (abs(steps - best) / 1_000)
 
 
 # ------------------------------------------------------------------ the split
@@ -185,120 +96,6 @@ def test_a_plateau_goes_back_to_the_best_model_cools_down_and_says_what_it_saved
 def test_steady_improvement_is_not_stopped(tmp_path):
     result = make_trainer(tmp_path, make_data(), lambda steps: 0.5 * 10 ** (-steps / 1_000)).run()
     assert (result.stop_reason, result.iterations, result.saved_s) == ("max_iterations", 1_000, 0.0)
-
-
-def test_the_best_model_survives_an_interruption(tmp_path):
-    made = make_trainer(tmp_path, make_data(), better_until(1_200), max_iterations=2_000)
-    made.engine.on_step = lambda: setattr(made.job, "stop_requested", made.engine.steps == 1_450)
-    with pytest.raises(trainer.StopRequested):
-        made.run()
-    again = make_trainer(tmp_path, make_data(), better_until(1_200), max_iterations=2_000)
-    assert again.at.iteration == 1_450
-    parts = again.run()
-    whole_trainer = make_trainer(tmp_path / "whole", make_data(), better_until(1_200), max_iterations=2_000)
-    whole = whole_trainer.run()
-    assert (parts.iterations, parts.validation) == (whole.iterations, whole.validation)
-    assert again.engine.trained == whole_trainer.engine.trained[1_450:]
-    assert again.engine.steps == whole_trainer.engine.steps
-
-
-@pytest.mark.parametrize("views", [1, 3, 8])
-def test_a_step_of_several_photos_counts_as_many_and_resumes_exactly(tmp_path, monkeypatch, views):
-    """A schedule counts photos: as many are trained, refined after and looked at, however many a step has."""
-    refined = []
-    monkeypatch.setattr(trainer, "refine", lambda *arguments, **_: refined.append(arguments[0].steps))
-    whole = make_trainer(tmp_path / "whole", make_data(), views=views, max_iterations=600, stop_on_plateau=False)
-    result = whole.run()
-    assert 600 <= result.iterations == whole.engine.steps == len(whole.engine.trained) < 600 + views
-    schedule = whole.preset.schedule
-    assert len(refined) == int(600 * schedule.refine_until / schedule.refine_every)
-    assert all(steps % schedule.refine_every < views for steps in refined)
-    assert sorted(whole.engine.trained[:6]) == sorted(photo.view.name for photo in whole.data.train)
-    parts = make_trainer(tmp_path, make_data(), views=views, max_iterations=600, stop_on_plateau=False)
-    parts.engine.on_step = lambda: setattr(parts.job, "stop_requested", parts.engine.steps >= 250)
-    with pytest.raises(trainer.StopRequested):
-        parts.run()
-    again = make_trainer(tmp_path, make_data(), views=views, max_iterations=600, stop_on_plateau=False)
-    assert again.at.iteration == parts.engine.steps
-    assert again.run().iterations == result.iterations
-    assert parts.engine.trained + again.engine.trained == whole.engine.trained
-    assert parts.engine.rates + again.engine.rates == whole.engine.rates
-
-
-def test_a_best_model_that_no_longer_fits_is_forgotten(tmp_path):
-    made = make_trainer(tmp_path, make_data(), better_until(1_200), max_iterations=2_000)
-    made.engine.on_step = lambda: setattr(made.job, "stop_requested", made.engine.steps == 1_450)
-    with pytest.raises(trainer.StopRequested):
-        made.run()
-    assert make_trainer(tmp_path, make_data(), max_iterations=2_000)._best is not None
-    no_room = {"max_gaussians": 0}
-    plan = MemoryPlan(0, 400)
-    checkpoint.carry_over(
-        tmp_path / "checkpoints", plan, make_trainer(tmp_path, make_data(), setup=no_room).fingerprint()
-    )
-    again = make_trainer(tmp_path, make_data(), setup=no_room, max_iterations=2_000)
-    assert again.at.iteration == 1_450 and again._best is None
-
-
-# ------------------------------------------------------------------ which checkpoint is resumed
-
-
-def other_view(photo):
-    return replace(photo, view=replace(photo.view, width=24, height=24))
-
-
-def other_name(photo):
-    return replace(photo, view=replace(photo.view, name=photo.view.name + " again"))
-
-
-def other_photos(data, change):
-    return replace(data, train=[change(photo) for photo in data.train])
-
-
-# A training that differs in one thing, by what the fingerprint calls it; a new field of Setup needs a row here.
-OTHERS = {
-    "engine": lambda made: setattr(made.engine, "name", "another"),
-    "photos": lambda made: setattr(made, "data", other_photos(made.data, other_name)),
-    "size": lambda made: setattr(made, "data", other_photos(made.data, other_view)),
-    "gains": lambda made: setattr(made, "data", other_photos(made.data, lambda p: replace(p, gain=(1.1, 1.0, 1.0)))),
-    "max_gaussians": lambda made: setattr(made.engine, "setup", replace(made.engine.setup, max_gaussians=9)),
-    "sh_degree": lambda made: setattr(made.engine, "setup", replace(made.engine.setup, sh_degree=2)),
-}
-
-
-def saved_and_again(tmp_path):
-    """A new trainer beside a checkpoint of the same training."""
-    made = make_trainer(tmp_path, make_data())
-    made.save()
-    return make_trainer(tmp_path, make_data())
-
-
-def test_every_field_of_the_setup_is_compared_or_excused():
-    compared = set(OTHERS) - {"engine", "size", "gains"} | checkpoint.NOT_COMPARED
-    assert {field.name for field in fields(Setup)} == compared
-    assert set(OTHERS) > checkpoint.BY_PLAN
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_a_checkpoint_of_another_training_is_not_resumed(tmp_path, name):
-    made = saved_and_again(tmp_path)
-    assert made.resume() and made.fingerprint().keys() == OTHERS.keys()
-    OTHERS[name](made)
-    assert not made.resume()
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_leaving_a_field_out_of_the_fingerprint_is_noticed(tmp_path, monkeypatch, name):
-    """What the test before would do then: it resumes a training that differs in this field alone."""
-    whole = checkpoint.fingerprint
-
-    def without(engine, data):
-        return {key: value for key, value in whole(engine, data).items() if key != name}
-
-    monkeypatch.setattr(checkpoint, "fingerprint", without)
-    made = saved_and_again(tmp_path)
-    OTHERS[name](made)
-    assert made.resume()
 
 
 # ------------------------------------------------------------------ budgets

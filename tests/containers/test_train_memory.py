@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from job import Job, JobKind, StageError
-from tests.containers.test_train_stage import prepare, write_scene
+from tests.containers.training_runs import prepare, write_scene
 from train import checkpoint, memory, stage, trainer
 from train.checkpoint import Checkpoint, Position
 from train.cpu.engine import CpuEngine

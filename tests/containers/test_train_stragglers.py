@@ -9,7 +9,7 @@ import pytest
 from job import StopRequested
 from splat.cameras import Scene, View
 from splat.images import to_uint8
-from tests.containers.test_train_stage import HEIGHT, WIDTH, look_at, true_gaussians
+from tests.containers.training_runs import HEIGHT, WIDTH, look_at, true_gaussians
 from train.cpu.engine import CpuEngine
 from train.engine import Setup, TrainingPhoto
 from train.evaluate import score

@@ -48,14 +48,9 @@ KNOWN = {
     "sample_render",
     "sample_scene",
     "Settings",
-    "Photo",
     "Scene",
-    "Rasterizer",
-    "Clock",
     "spaceport/sample_render.py",
     "spaceport/sample_scene.py",
-    "tests/containers/test_train_kernels.py",
-    "tests/containers/test_train_stage.py",
 }
 
 

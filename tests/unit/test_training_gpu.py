@@ -9,7 +9,7 @@ import pytest
 from benchmarks import gpus, training_floor, training_gpu, training_report, trainings
 from benchmarks.training_gpu import ABLATION, NAME, Bench, Plan, Row
 from splat.model import read_ply
-from tests.containers.test_train_stage import write_scene
+from tests.containers.training_runs import write_scene
 from train import presets
 
 TINY = replace(presets.CPU["draft"], long_side=48, max_gaussians=300, max_iterations=120, budget_s=1e9)
