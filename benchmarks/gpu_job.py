@@ -143,12 +143,12 @@ def main() -> None:
     if arguments.csrc:
         install_extension(arguments.csrc)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    job = Job(arguments.out, arguments.seconds)
+    job = GpuJob(arguments.out, arguments.seconds)
     job.run([step for step in todo if not arguments.only or step.name in arguments.only], arguments)
     sys.exit(job.failed)
 
 
-class Job:
+class GpuJob:
     def __init__(self, out: Path, seconds: float) -> None:
         self.out, self._ends = out, time.monotonic() + seconds
         self._file = out / "job.json"

@@ -74,7 +74,7 @@ def loader_in_process(loader: Any) -> Callable[..., Any]:
     return open_loader
 
 
-class Stopwatch:
+class LoopTimer:
     """Seconds of the loop; stops while something else is done."""
 
     def __init__(self, wait: Callable[[], None]) -> None:
@@ -135,13 +135,13 @@ def train(
     views = scene.views[::8]
     photos = [TrainingPhoto(view, load_photo(scene.photo_path(view), view.width, view.height)) for view in views]
     wait = torch.cuda.synchronize if device != "cpu" else lambda: None
-    watch = Stopwatch(wait)
+    watch = LoopTimer(wait)
     found: dict[str, Any] = {}
 
     def renders(runner: Any) -> Any:
         return Renders(runner, [photo.view.name for photo in photos])
 
-    class Runner(trainer.Runner):
+    class MeasuredRunner(trainer.Runner):
         device = property(lambda self: device, lambda self, value: None)  # it would be cuda:0
 
         def eval(self, step: int, stage: str = "val") -> None:
@@ -177,7 +177,7 @@ def train(
         patches.enter_context(mock.patch.object(torch.utils.data, "DataLoader", loader))
         for module, name in ((torch, "save"), (trainer, "export_splats")):
             patches.enter_context(mock.patch.object(module, name, watch.outside(getattr(module, name))))
-        runner = Runner(0, 0, 1, config)
+        runner = MeasuredRunner(0, 0, 1, config)
         runner.train()
     return found
 

@@ -45,7 +45,7 @@ SPEED_STEPS = 60
 
 
 @dataclass(frozen=True)
-class Row:
+class TimedTraining:
     preset: str
     budget_s: float
     max_gaussians: int
@@ -53,10 +53,10 @@ class Row:
 
 
 ROWS = {
-    "400x30": Row("draft", 30.0, 20_000, "its_per_s_20k"),
-    "400x60": Row("draft", 60.0, 30_000),
-    "400x120": Row("draft", 120.0, 30_000, "its_per_s_30k"),
-    "640x120": Row("standard", 120.0, 60_000, "its_per_s_60k"),
+    "400x30": TimedTraining("draft", 30.0, 20_000, "its_per_s_20k"),
+    "400x60": TimedTraining("draft", 60.0, 30_000),
+    "400x120": TimedTraining("draft", 120.0, 30_000, "its_per_s_30k"),
+    "640x120": TimedTraining("standard", 120.0, 60_000, "its_per_s_60k"),
 }
 
 DRAFT = replace(presets.CPU["draft"], max_iterations=4_000, budget_s=float("inf"))

@@ -35,7 +35,7 @@ WANTED = (MemoryPlan(300_000, 1600), MemoryPlan(1_000_000, 1600), MemoryPlan(5_0
 
 
 @dataclass(frozen=True)
-class Work:
+class Traffic:
     """Floats (4 bytes) that a part of a step moves, of each Gaussian or pixel. ``None``: it is not there any more."""
 
     name: str
@@ -44,24 +44,24 @@ class Work:
     of: int  # how many Gaussians or pixels
 
 
-WORK = (
-    Work("activations", 14, 8, GAUSSIANS),
-    Work("projection (gsplat)", 19, 19, GAUSSIANS),
-    Work("colours (gsplat, before)", 3 + SH + 3, None, GAUSSIANS),
-    Work("records, with the colours now", 21, 23 + SH, GAUSSIANS),
-    Work("tile lists (gsplat), assumed", PAIRS_EACH * PAIR_BYTES / 4, PAIRS_EACH * PAIR_BYTES / 4, GAUSSIANS),
-    Work("blend, forward and backward", 12 + 12 + 12 + 9, 12 + 12 + 12 + 9, GAUSSIANS),
-    Work("blend, image and its gradient", 3 + 3 + 3, 3 + 3 + 3, PIXELS),
+TRAFFIC = (
+    Traffic("activations", 14, 8, GAUSSIANS),
+    Traffic("projection (gsplat)", 19, 19, GAUSSIANS),
+    Traffic("colours (gsplat, before)", 3 + SH + 3, None, GAUSSIANS),
+    Traffic("records, with the colours now", 21, 23 + SH, GAUSSIANS),
+    Traffic("tile lists (gsplat), assumed", PAIRS_EACH * PAIR_BYTES / 4, PAIRS_EACH * PAIR_BYTES / 4, GAUSSIANS),
+    Traffic("blend, forward and backward", 12 + 12 + 12 + 9, 12 + 12 + 12 + 9, GAUSSIANS),
+    Traffic("blend, image and its gradient", 3 + 3 + 3, 3 + 3 + 3, PIXELS),
     # Bytes of the photo are 0.75 of a float for three channels.
-    Work("loss: blurred maps (before)", 3.75 + 15 + 15, None, PIXELS),
-    Work("loss: SSIM and its slopes", 9, 3.75 + 9, PIXELS),
-    Work("loss: adjoint along columns (before)", 9 + 9, None, PIXELS),
-    Work("loss: gradient", 9 + 3.75 + 3, 9 + 3.75 + 3, PIXELS),
-    Work("gradients by the projected", 28, 20, GAUSSIANS),
-    Work("SH backward (gsplat, before)", 3 + 3 + SH + 2 * (SH + 3), None, GAUSSIANS),
-    Work("projection backward (gsplat)", 41, 41, GAUSSIANS),
-    Work("Adam on SH, with SH backward now", 7 * SH, 3 + 12 + 12 + 6 * SH + 3, GAUSSIANS),
-    Work("Adam on the rest", 84, 91, GAUSSIANS),
+    Traffic("loss: blurred maps (before)", 3.75 + 15 + 15, None, PIXELS),
+    Traffic("loss: SSIM and its slopes", 9, 3.75 + 9, PIXELS),
+    Traffic("loss: adjoint along columns (before)", 9 + 9, None, PIXELS),
+    Traffic("loss: gradient", 9 + 3.75 + 3, 9 + 3.75 + 3, PIXELS),
+    Traffic("gradients by the projected", 28, 20, GAUSSIANS),
+    Traffic("SH backward (gsplat, before)", 3 + 3 + SH + 2 * (SH + 3), None, GAUSSIANS),
+    Traffic("projection backward (gsplat)", 41, 41, GAUSSIANS),
+    Traffic("Adam on SH, with SH backward now", 7 * SH, 3 + 12 + 12 + 6 * SH + 3, GAUSSIANS),
+    Traffic("Adam on the rest", 84, 91, GAUSSIANS),
 )
 
 # Kernels of a step by a part of their names, and the work they do.
@@ -90,7 +90,7 @@ def against_floor(kernels_us: dict[str, float], gpu: str) -> dict[str, dict[str,
     For a step of GAUSSIANS with SH numbers at PIXELS. What no part names is "other": it has no floor.
     """
     found, rest = {}, dict(kernels_us)
-    floats = {work.name: (work.after or 0) * work.of for work in WORK}
+    floats = {work.name: (work.after or 0) * work.of for work in TRAFFIC}
     for part, (names, works) in KERNELS.items():
         own = [kernel for kernel in rest if any(name in kernel for name in names)]
         floor = sum(4 * floats[work] for work in works) / BANDWIDTH[gpu] * 1e6
@@ -103,7 +103,7 @@ def floor_table() -> str:
     """Megabytes and milliseconds of each part, before and now."""
     rows = ["| part of a step | MB before | MB now | " + " | ".join(f"{gpu}, ms now" for gpu in BANDWIDTH) + " |"]
     rows.append("|---|---|---|" + "---|" * len(BANDWIDTH))
-    for work in WORK:
+    for work in TRAFFIC:
         cells = [megabytes(work.before, work.of), megabytes(work.after, work.of)]
         cells += [milliseconds(4 * (work.after or 0) * work.of, gpu) if work.after else "" for gpu in BANDWIDTH]
         rows.append(f"| {work.name} | " + " | ".join(cells) + " |")
@@ -116,8 +116,8 @@ def floor_table() -> str:
 
 def totals() -> tuple[float, float]:
     """Bytes of a step, before and now."""
-    before = sum(4 * (work.before or 0) * work.of for work in WORK)
-    return before, sum(4 * (work.after or 0) * work.of for work in WORK)
+    before = sum(4 * (work.before or 0) * work.of for work in TRAFFIC)
+    return before, sum(4 * (work.after or 0) * work.of for work in TRAFFIC)
 
 
 def floor_us(gpu: str) -> float:

@@ -63,7 +63,7 @@ FROM_ENGINE = ("torch", "cuda", "gsplat")
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoredTraining:
     """A training on ``scene``. ``as_product``: exposure is measured, and the stop rule has its validation photos."""
 
     scene: str
@@ -76,8 +76,8 @@ class Row:
 class Plan:
     """What is measured, and with which engine; tests have a smaller one."""
 
-    rows: dict[str, Row]
-    speed: Row
+    rows: dict[str, ScoredTraining]
+    speed: ScoredTraining
     ablation: TrainingPreset
     gpu: bool = True
 
@@ -87,15 +87,15 @@ AT_1600 = replace(QUALITY, long_side=1600, max_gaussians=300_000, budget_s=60.0)
 SPEED = replace(presets.GPU["draft"], max_gaussians=300_000, sh_degree=3, max_iterations=4_000)
 PLAN = Plan(
     rows={
-        "plush": Row("plush", QUALITY, SEEDS),
-        "caliterra": Row("caliterra", AT_1600),
-        "plush compensated": Row("plush", QUALITY, as_product=True),
-        "caliterra compensated": Row("caliterra", AT_1600, as_product=True),
-        "plush 100k": Row("plush", replace(QUALITY, max_gaussians=100_000)),
-        "plush 80k": Row("plush", replace(QUALITY, max_gaussians=80_000)),
-        **{name: Row("plush", preset, as_product=True) for name, preset in presets.GPU.items()},
+        "plush": ScoredTraining("plush", QUALITY, SEEDS),
+        "caliterra": ScoredTraining("caliterra", AT_1600),
+        "plush compensated": ScoredTraining("plush", QUALITY, as_product=True),
+        "caliterra compensated": ScoredTraining("caliterra", AT_1600, as_product=True),
+        "plush 100k": ScoredTraining("plush", replace(QUALITY, max_gaussians=100_000)),
+        "plush 80k": ScoredTraining("plush", replace(QUALITY, max_gaussians=80_000)),
+        **{name: ScoredTraining("plush", preset, as_product=True) for name, preset in presets.GPU.items()},
     },
-    speed=Row("plush", SPEED),
+    speed=ScoredTraining("plush", SPEED),
     ablation=presets.GPU["draft"],
 )
 

@@ -63,7 +63,7 @@ FIELDS = (
 )  # x, y, yaw, half sizes
 
 
-class Scene(NamedTuple):
+class SampleScene(NamedTuple):
     """What the ray caster needs: solids, and lit ground maps (inner and whole), each a pyramid of [N, N, 3] uint8."""
 
     world: World
@@ -71,7 +71,7 @@ class Scene(NamedTuple):
     outer: tuple[Array, ...]
 
 
-def build_scene(seed: int) -> Scene:
+def build_scene(seed: int) -> SampleScene:
     """The whole scene; about two seconds of computing on two cores."""
     heights = terrain_heights(seed)
     solids = Solids(heights)
@@ -94,7 +94,7 @@ def build_scene(seed: int) -> Scene:
         texels = np.empty((size, size, 3), np.uint8)
         paint_ground(world, shade, segments, fields, yards, half, seed, texels)
         maps.append(pyramid(texels))
-    return Scene(world, maps[0], maps[1])
+    return SampleScene(world, maps[0], maps[1])
 
 
 def pyramid(level: Array) -> tuple[Array, ...]:

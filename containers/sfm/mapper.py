@@ -8,7 +8,7 @@ from pathlib import Path
 import pycolmap
 
 from job import StageError
-from sfm.features import STRONG, Settings, extract, import_photos, look_alike, match, verified_pairs
+from sfm.features import STRONG, SiftSettings, extract, import_photos, look_alike, match, verified_pairs
 from sfm.georeference import Positions
 from sfm.messages import log, show_progress
 from sfm.options import Matcher
@@ -30,7 +30,7 @@ class Attempt:
     registered: int
 
 
-def map_photos(request: MapRequest, gps: Positions, matcher: Matcher, settings: Settings, folder: Path) -> Attempt:
+def map_photos(request: MapRequest, gps: Positions, matcher: Matcher, settings: SiftSettings, folder: Path) -> Attempt:
     """Features, matches and poses with one choice of settings; the model with the most photos."""
     photos, prepared = request.photos, request.prepared
     folder.mkdir(parents=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_job
-from benchmarks.gpu_job import Job, Step
+from benchmarks.gpu_job import GpuJob, Step
 
 
 def python(code):
@@ -31,7 +31,7 @@ def test_a_failure_is_reported_and_the_rest_goes_on(tmp_path, capfd):
         Step("of another scene", python("raise SystemExit('never')"), 1, 60, scene="caliterra"),
         Step("without a checkout", python("raise SystemExit('never')"), 1, 60, needs_gsplat=True),
     ]
-    job = Job(tmp_path, 1000)
+    job = GpuJob(tmp_path, 1000)
     job.run(todo, arguments(tmp_path))
     found = json.loads((tmp_path / "job.json").read_text())
     assert {name: step["status"] for name, step in found.items()} == {"fails": 3, "hangs": -9, "works": 0}
@@ -55,7 +55,7 @@ def test_a_step_ends_with_the_job(tmp_path, monkeypatch):
     pids, wait = [], subprocess.Popen.wait
     monkeypatch.setattr(subprocess.Popen, "wait", stopped)
     with pytest.raises(SystemExit):
-        Job(tmp_path, 1000).run([Step("long", python("import time; time.sleep(600)"), 1, 60)], arguments(tmp_path))
+        GpuJob(tmp_path, 1000).run([Step("long", python("import time; time.sleep(600)"), 1, 60)], arguments(tmp_path))
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
 
@@ -63,14 +63,16 @@ def test_a_step_ends_with_the_job(tmp_path, monkeypatch):
 def test_started_again_it_does_what_is_left(tmp_path):
     mark = tmp_path / "times.txt"
     count = f"open({str(mark)!r}, 'a').write('x')"
-    Job(tmp_path, 1000).run([Step("one", python(count), 1, 60)], arguments(tmp_path))
-    Job(tmp_path, 1000).run([Step("one", python(count), 1, 60), Step("two", python(count), 1, 60)], arguments(tmp_path))
+    GpuJob(tmp_path, 1000).run([Step("one", python(count), 1, 60)], arguments(tmp_path))
+    GpuJob(tmp_path, 1000).run(
+        [Step("one", python(count), 1, 60), Step("two", python(count), 1, 60)], arguments(tmp_path)
+    )
     assert mark.read_text() == "xx"
 
 
 def test_nothing_is_started_that_would_be_lost(tmp_path, capfd):
     rows = Step("rows", python("pass"), 900, 1200, in_rows=True)
-    job = Job(tmp_path, 100)
+    job = GpuJob(tmp_path, 100)
     job.run([Step("whole", python("pass"), 900, 1200), rows], arguments(tmp_path))
     assert list(job.found) == ["rows"]
     assert "whole: left out: 900 s are needed" in capfd.readouterr().out

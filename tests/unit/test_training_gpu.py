@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import gpus, training_floor, training_gpu, training_report, trainings
-from benchmarks.training_gpu import ABLATION, NAME, Bench, Plan, Row
+from benchmarks.training_gpu import ABLATION, NAME, Bench, Plan, ScoredTraining
 from splat.model import read_ply
 from tests.containers.training_runs import write_scene
 from train import presets
@@ -15,11 +15,11 @@ from train import presets
 TINY = replace(presets.CPU["draft"], long_side=48, max_gaussians=300, max_iterations=120, budget_s=1e9)
 PLAN = Plan(
     rows={
-        "plush": Row("plush", TINY, (1, 2, 3)),
-        "plush compensated": Row("plush", replace(TINY, sh_degree=2), as_product=True),
-        "caliterra": Row("caliterra", TINY),
+        "plush": ScoredTraining("plush", TINY, (1, 2, 3)),
+        "plush compensated": ScoredTraining("plush", replace(TINY, sh_degree=2), as_product=True),
+        "caliterra": ScoredTraining("caliterra", TINY),
     },
-    speed=Row("plush", TINY),
+    speed=ScoredTraining("plush", TINY),
     ablation=TINY,
     gpu=False,
 )
