@@ -14,6 +14,6 @@ def test_a_step_moves_what_its_arrays_weigh():
     before, after = training_floor.totals()
     assert 345.6e6 < after < before
     # The gradient by SH was set to zero, written and read, and SH was read by two kernels: 4 * 57.6 MB less.
-    of_sh = [work for work in training_floor.WORK if "SH" in work.name and work.of == training_floor.GAUSSIANS]
+    of_sh = [work for work in training_floor.TRAFFIC if "SH" in work.name and work.of == training_floor.GAUSSIANS]
     saved = sum(4 * ((work.before or 0) - (work.after or 0)) * work.of for work in of_sh)
     assert 0.85 * 4 * 57.6e6 < saved < 4 * 57.6e6

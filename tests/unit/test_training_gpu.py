@@ -194,7 +194,7 @@ def test_every_trick_changes_the_preset(names, preset):
 
 def test_every_byte_of_a_step_belongs_to_one_kernel():
     named = [work for _, works in training_floor.KERNELS.values() for work in works]
-    assert sorted(named) == sorted(work.name for work in training_floor.WORK if work.after is not None)
+    assert sorted(named) == sorted(work.name for work in training_floor.TRAFFIC if work.after is not None)
     kernels = {  # as torch's profiler names them
         "blend_backward": 1344.8,
         "blend": 592.0,
