@@ -1,4 +1,7 @@
-"""`make deploy` in a clean clone against the local endpoint; only building and pushing the images is played."""
+"""`make deploy` against the local endpoint, in a clean clone and in a folder that `spaceport deploy --print` wrote.
+
+Only building and pushing the images is played.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 import boto3
 import pytest
 
+from spaceport.deploy_files import write_deploy_files
 from tests.deploy.environments import ROOT, clean_environment, run
 from tests.deploy.stack import CERTIFICATE, KEYS
 
@@ -35,11 +39,14 @@ images.main()
 """
 
 
-@pytest.fixture
-def clone(tmp_path, program) -> Path:
-    """What is committed, with tools that note their calls in calls.log."""
+@pytest.fixture(params=["a clone", "a printed folder"])
+def folder(request, tmp_path, program) -> Path:
+    """What is deployed from, with tools that note their calls in calls.log."""
     folder = tmp_path / "spaceport"
-    run(["git", "clone", "--quiet", ROOT, folder])
+    if request.param == "a clone":
+        run(["git", "clone", "--quiet", ROOT, folder])
+    else:
+        write_deploy_files(folder)
     tools, log, images = folder / "build/deploy/sam/bin", folder / "calls.log", tmp_path / "images.py"
     tools.mkdir(parents=True)
     images.write_text(IMAGES)
@@ -65,7 +72,7 @@ def client(endpoint) -> Iterator[Callable[[str], Any]]:
     make("cloudformation").get_waiter("stack_delete_complete").wait(StackName=STACK, WaiterConfig={"Delay": 1})
 
 
-def test_make_deploy_brings_stack_then_images_then_the_stack_with_them(clone, endpoint, client):
+def test_make_deploy_brings_stack_then_images_then_the_stack_with_them(folder, endpoint, client):
     access = {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_CA_BUNDLE": str(CERTIFICATE),
@@ -76,8 +83,8 @@ def test_make_deploy_brings_stack_then_images_then_the_stack_with_them(clone, en
     for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # of the make that runs this test: with them it would say more
         env.pop(name, None)
     tools = ("SAM=build/deploy/sam/bin/sam", f"PYTHON={sys.executable}")
-    done = run(["make", "deploy", "ENV=dev", *tools], cwd=clone, env=env, timeout_s=500)
-    calls = [line.removeprefix("python -m ").split()[:2] for line in (clone / "calls.log").read_text().splitlines()]
+    done = run(["make", "deploy", "ENV=dev", *tools], cwd=folder, env=env, timeout_s=500)
+    calls = [line.removeprefix("python -m ").split()[:2] for line in (folder / "calls.log").read_text().splitlines()]
     account, stack = ["deploy.account"], [["sam", "build"], ["sam", "deploy"]]
     assert calls[0] == account, "whose account it is comes before anything else"
     assert [call for call in calls if call != account] == [*stack, ["deploy.push_images", "push"], *stack]
