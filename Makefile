@@ -6,6 +6,7 @@
 # make images-test   build the container images and run them under SageMaker's contract (needs Docker, or root)
 # make gpu-image     build the GPU variant of the training image and judge what needs no GPU (30 GB of disk, about an hour)
 # make wheel  dist/spaceport-*.whl, to be installed where there is no checkout
+# make test-wheel   the wheel, installed where there is no checkout
 # make test-deploy   template, build, roles, a deployment to a local endpoint
 # make iam    write docs/iam.md anew
 # make vulnerabilities   known vulnerabilities of the tested images (needs grype and its database)
@@ -17,7 +18,7 @@ DEMO   ?= demo
 PYTEST_ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help install install-dev demo test test-torch contracts lint types ci ci-without-deploy lock clean browser engine local-images images-test gpu-image vulnerabilities wheel test-deploy iam
+.PHONY: help install install-dev demo test test-torch contracts lint types ci ci-without-deploy lock clean browser engine local-images images-test gpu-image vulnerabilities wheel test-wheel test-deploy iam
 
 help:
 	@sed -n 's/^# make/make/p' $(MAKEFILE_LIST)
@@ -49,7 +50,7 @@ demo: install
 	$(BIN)/spaceport run $(DEMO)/photos --out $(DEMO)/result --preset draft
 
 test: install-dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not images and not deploy" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not images and not deploy and not wheel" $(PYTEST_ARGS)
 
 # PyTorch lies beside the environment: no other test may come to need it.
 build/torch/.installed: requirements/torch.txt | $(BIN)/python
@@ -86,6 +87,9 @@ gpu-image: install-dev engine build/images/sdk/.installed
 test-deploy: install-dev
 	$(BIN)/python -m pytest -m deploy tests/deploy $(PYTEST_ARGS)
 
+test-wheel: install-dev wheel
+	$(BIN)/python -m pytest -m wheel tests/wheel $(PYTEST_ARGS)
+
 iam: install-dev
 	SPACEPORT_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/deploy/test_deploy_iam.py
 
@@ -102,7 +106,7 @@ lint: install-dev
 types: install-dev
 	$(BIN)/mypy functions containers spaceport benchmarks deploy
 
-CI_TARGETS := browser lint types test test-torch images-test
+CI_TARGETS := browser lint types test test-wheel test-torch images-test
 
 # Runs the targets $(1) one after the other; at the end, or where one fails, a table of their seconds.
 define timed
