@@ -59,7 +59,7 @@ build/torch/.installed: requirements/torch.txt | $(BIN)/python
 
 test-torch: install-dev build/torch/.installed
 	PYTHONPATH=build/torch $(BIN)/python -c 'import torch'
-	PYTHONPATH=build/torch $(BIN)/python -m pytest -n $(WORKERS) tests/containers/test_train_gpus.py $(PYTEST_ARGS)
+	PYTHONPATH=build/torch $(BIN)/python -m pytest -n $(WORKERS) tests/containers/test_train_gpus.py tests/containers/test_background.py $(PYTEST_ARGS)
 
 # setuptools adds to build/lib and never takes away.
 wheel: install

@@ -18,6 +18,7 @@ from compress.clean import CleanScene
 from compress.sog_decode import decode_sog
 from compress.sog_encode import EncodedSog, encode_sog
 from job import Job
+from job.documents import Metrics
 from splat.cameras import Scene, View
 from splat.images import load_photo
 from splat.metrics import psnr, ssim
@@ -30,6 +31,7 @@ GATE_VIEWS = 4
 GATE_LONG_SIDE = 640
 EVALUATED_VIEWS = 16
 PSNR_LIMIT_DB = 100.0  # equal pictures have no finite PSNR, and JSON has no infinity
+BLACK = (0.0, 0.0, 0.0)
 HELDOUT_STEP = 8  # docs/contracts.md: every eighth registered photo, from the first
 
 
@@ -69,9 +71,9 @@ def heldout_views(scene: Scene, names: Sequence[str] = ()) -> list[View]:
     return [view for view in views if view.name in names] or views[::HELDOUT_STEP]
 
 
-def draw(gaussians: Gaussians, view: View) -> NDArray[np.float32]:
-    """[H, W, 3] on black, clipped to 0..1."""
-    return np.clip(render(gaussians, view)[0], 0, 1)
+def draw(gaussians: Gaussians, view: View, background: Sequence[float] = BLACK) -> NDArray[np.float32]:
+    """[H, W, 3] on the background, clipped to 0..1."""
+    return np.clip(render(gaussians, view, background)[0], 0, 1)
 
 
 def limited_psnr(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
@@ -79,7 +81,7 @@ def limited_psnr(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
 
 
 def encode_to_quality(
-    scene: CleanScene, original: Gaussians, views: list[View], job: Job
+    scene: CleanScene, original: Gaussians, views: list[View], job: Job, background: Sequence[float] = BLACK
 ) -> tuple[EncodedSog, Gaussians]:
     """Encode, decode and look; below 45 dB against the trained scene the palette is doubled, up to what SOG holds.
 
@@ -87,12 +89,13 @@ def encode_to_quality(
     all the same; the log and the report say so.
     """
     chosen = [view.fitted(GATE_LONG_SIDE) for view in spread(views, GATE_VIEWS)]
-    wanted = [draw(original, view) for view in chosen]
+    wanted = [draw(original, view, background) for view in chosen]
     entries: int | None = None
     while True:
         encoded = encode_sog(scene, entries)
         decoded = decode_sog(encoded.data)
-        reached = float(np.mean([limited_psnr(draw(decoded, v), w) for v, w in zip(chosen, wanted, strict=True)]))
+        drawn = [draw(decoded, view, background) for view in chosen]
+        reached = float(np.mean([limited_psnr(d, w) for d, w in zip(drawn, wanted, strict=True)]))
         job.log("encoded", palette_entries=encoded.palette_entries, sog_bytes=len(encoded.data), gate_psnr_db=reached)
         limit = min(65_536, len(encoded.index))
         if reached >= GATE_DB or encoded.palette_entries in (0, limit):
@@ -108,14 +111,12 @@ def evaluate(
     original: Gaussians,
     scene: Scene,
     held_out: list[View],
-    gains: dict[str, list[float]],
-    long_side: int,
+    metrics: Metrics,
     job: Job,
 ) -> Quality:
-    """Compare on at most 16 held-out photos with a long side of at most ``long_side`` pixels, the size of training.
-
-    ``gains`` [3] bring a render to the exposure of the photo of this name.
-    """
+    """Compare on at most 16 held-out photos, at the size and on the background of the training."""
+    long_side, background = max(metrics.image_width, metrics.image_height), metrics.background_rgb
+    gains = {photo.name: photo.gain for photo in metrics.heldout}  # bring a render to the exposure of the photo
     views = spread(held_out, EVALUATED_VIEWS)
     against_trained: list[float] = []
     photos: list[PhotoQuality] = []
@@ -123,8 +124,8 @@ def evaluate(
         job.progress(number, len(views), "views", "Comparing with photos")
         job.check_stop()
         view = full.fitted(long_side)
-        picture = draw(decoded, view)
-        against_trained.append(limited_psnr(picture, draw(original, view)))
+        picture = draw(decoded, view, background)
+        against_trained.append(limited_psnr(picture, draw(original, view, background)))
         exposed = np.clip(picture * np.array(gains.get(full.name, [1.0]), np.float32), 0, 1)
         photos.append(compare_with_photo(scene.photo_path(full), view, exposed))
     return Quality(float(np.mean(against_trained)), photos)

@@ -30,6 +30,37 @@ if (location.protocol === 'file:') addEventListener('DOMContentLoaded', () => {
     problem.hidden = false;
 });
 """
+# The styles of page.css are for a scene on black; these follow them where it is on white.
+ON_WHITE = """
+:root {
+    color-scheme: light;
+}
+
+html,
+body {
+    background-color: #fff;
+}
+
+.scene-bar {
+    color: #111;
+    text-shadow: 0 0 6px rgb(255 255 255 / 90%), 0 1px 2px rgb(255 255 255 / 90%);
+}
+
+.scene-problem {
+    color: #111;
+    background: rgb(245 245 245 / 95%);
+    box-shadow: 0 0 0 1px rgb(0 0 0 / 20%);
+}
+
+.scene-problem a {
+    color: #05c;
+}
+
+/* The viewer's light icons stand on what is behind them, darkened by 30 % only. */
+.sse-viewer .sse-controlsWrap > .sse-buttonsContainer .sse-buttonGroup {
+    background-color: rgb(0 0 0 / 65%);
+}
+"""
 PAGE_FILES = ("page.js", "page.css")
 SINGLE_PAGE = "scene.html"
 MODULE = "./index.js"  # as page.js imports the viewer
@@ -47,6 +78,9 @@ def write_page(folder: Path, title: str, settings: ViewerSettings) -> None:
         shutil.copyfile(package / source, folder / name)
     for name in PAGE_FILES:
         shutil.copyfile(PAGE_FOLDER / name, folder / name)
+    if min(settings.background.color) > 0.5:
+        with (folder / "page.css").open("a", encoding="utf-8") as styles:
+            styles.write(ON_WHITE)
     write_document(folder / "settings.json", settings)
     html = (
         environment()

@@ -106,6 +106,7 @@ def report_training(metrics: Metrics) -> ReportTraining:
         device=metrics.device,
         gaussians=metrics.gaussians,
         sh_degree=metrics.sh_degree,
+        background_rgb=metrics.background_rgb,
         psnr=finite(metrics.psnr),
         ssim=finite(metrics.ssim),
         train_psnr=finite(metrics.train_psnr),

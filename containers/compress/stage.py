@@ -20,6 +20,7 @@ from compress.sog_encode import encode_sog
 from compress.spz import decode_spz, encode_spz
 from compress.start_camera import choose_start_camera, viewer_settings
 from compress.verify import check_sog, check_spz, rows_in_clean
+from compress.viewer_settings import Background
 from job import Job, StageError
 from job.documents import write_document
 from job.options import CompressOptions
@@ -50,16 +51,15 @@ def run(job: Job) -> None:
     options = CompressOptions.model_validate(job.options)
     announce(job, 0)
     earlier = read_earlier_stages(sfm, train)
-    metrics = earlier.metrics
+    metrics, background = earlier.metrics, earlier.metrics.background_rgb
     scene, original = read_inputs(sfm, train)
     cleaned = clean(original)
-    gains = {photo.name: photo.gain for photo in metrics.heldout}
-    held_out = heldout_views(scene, list(gains))
+    held_out = heldout_views(scene, [photo.name for photo in metrics.heldout])
     job.log("cleaned", gaussians=len(cleaned.index), dropped=cleaned.dropped)
 
     announce(job, 1)
     with job.stop_at_once():  # learning the palette of a large scene takes minutes
-        encoded, decoded = encode_to_quality(cleaned, original, held_out, job)
+        encoded, decoded = encode_to_quality(cleaned, original, held_out, job, background)
     (job.output / "scene.sog").write_bytes(encoded.data)
     published = cleaned.gaussians.select(rows_in_clean(cleaned, encoded.index))
     check_sog(job.output / "scene.sog", published)
@@ -70,13 +70,13 @@ def run(job: Job) -> None:
 
     announce(job, 3)
     camera = choose_start_camera(scene)
-    save_photo(job.output / "poster.jpg", draw(decoded, camera.view(*POSTER_SIZE)), quality=85)
-    write_page(job.output, headline(options), viewer_settings(camera))
+    save_photo(job.output / "poster.jpg", draw(decoded, camera.view(*POSTER_SIZE), background), quality=85)
+    settings = viewer_settings(camera).model_copy(update={"background": Background(color=background)})
+    write_page(job.output, headline(options), settings)
     write_single_page(job.output, headline(options))
 
     announce(job, 4)
-    long_side = max(metrics.image_width, metrics.image_height)
-    quality = evaluate(decoded, original, scene, held_out, gains, long_side, job)
+    quality = evaluate(decoded, original, scene, held_out, metrics, job)
 
     announce(job, 5)
     ply_bytes, seconds = (train / "scene.ply").stat().st_size, time.monotonic() - started

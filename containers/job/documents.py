@@ -1,6 +1,7 @@
 """The JSON documents that stages write and others parse: one type each, and the only way to write and to read them.
 
-A field has no default, so that whoever writes a document must give all of it. Names carry units; where a key of old has
+A field has no default, so that whoever writes a document must give all of it; one that older documents lack has what
+it was then. Names carry units; where a key of old has
 none, its description says the unit. Schemas for readers in other languages: events/schemas/.
 """
 
@@ -33,6 +34,7 @@ Text = Annotated[str, Field(min_length=1)]
 Versions = Annotated[dict[str, str], Field(description="version of each library by its name")]
 Point = Annotated[list[float], Field(min_length=3, max_length=3, description="x, y, z in the scene frame")]
 Gain = Annotated[list[float], Field(min_length=3, max_length=3, description="red, green, blue: factors of a render")]
+Rgb = Annotated[list[float], Field(min_length=3, max_length=3, description="red, green, blue in 0..1")]
 HeldoutKind = Literal["test", "validation"]
 StragglerReason = Literal["exposure", "pose", "light", "background", "unknown"]
 
@@ -195,6 +197,7 @@ class Metrics(Document):
     preset: str
     gaussians: Count
     sh_degree: int = Field(ge=0, le=3)
+    background_rgb: Rgb = Field([0.0, 0.0, 0.0], description="what lies behind the Gaussians, in 0..1")
     image_width: int = Field(description="of the photos as trained with, pixels")
     image_height: int = Field(description="of the photos as trained with, pixels")
     psnr: PsnrDb = Field(description="dB, mean over heldout")
@@ -250,6 +253,7 @@ class ReportTraining(Document):
     device: str
     gaussians: int = Field(ge=1)
     sh_degree: int = Field(ge=0, le=3)
+    background_rgb: Rgb = Field([0.0, 0.0, 0.0], description="what lies behind the Gaussians, in 0..1")
     psnr: float | None = Field(description="dB, on the photos of heldout_are")
     ssim: float | None
     train_psnr: float | None = Field(description="dB")

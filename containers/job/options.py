@@ -58,6 +58,8 @@ class TrainOptions(StageOptions):
     max_image_long_side: int | None = Field(None, ge=320, le=8_192)
     # Degree of the spherical harmonics, which make colour depend on the view.
     sh_degree: int | None = Field(None, ge=0, le=3)
+    # What lies behind the Gaussians; black unless given, auto looks at the photos' margins.
+    background: Literal["black", "white", "auto"] | None = None
     # Time that the training loop may take.
     max_training_seconds: float | None = Field(None, ge=1, le=1_000_000)
     # Keep every 8th photo out of the training, to measure with; off unless it is asked for.

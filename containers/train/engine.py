@@ -67,6 +67,7 @@ class Setup:
     seed: int
     gpus: int = 0  # 0: train on the CPU
     pinned_photos: bool = False  # photos lie in pinned memory of the host, not on the GPU
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0)  # red, green, blue behind the Gaussians
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +132,7 @@ class Engine(Protocol):
         """Copy Gaussians to where they are needed, see ``Moves``."""
 
     def render(self, view: View, sh_degree: int) -> NDArray[np.float32]:
-        """[H, W, 3] on black."""
+        """[H, W, 3] on the background."""
 
     def gaussians(self) -> Gaussians: ...
 

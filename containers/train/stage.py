@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from job import Job, StageError, StopRequested
 from job.documents import CurvePoint, ExposureSummary, HeldoutRow, Metrics, StragglerRow, write_document
@@ -32,6 +34,10 @@ SEED = 1
 OUTPUTS = ("scene.ply", "metrics.json")
 TRAIN_PSNR_PHOTOS = 8
 LOOK_LEVEL, LOOK_MOST = 4, 200  # training photos that are searched for stragglers, shrunk
+Background = tuple[float, float, float]  # red, green, blue in 0..1
+BLACK: Background = (0.0, 0.0, 0.0)
+WHITE: Background = (1.0, 1.0, 1.0)
+NEAR_WHITE, MARGIN_SHARE = 240, 0.75
 AROUND_TRAINING_S = 60.0  # loading before and measuring after it, which are paid too
 
 
@@ -92,7 +98,10 @@ class Training:
         preset = replace(self.preset, max_gaussians=plan.max_gaussians, long_side=plan.long_side)
         data, exposure_spread = self._load(preset)
         photos = [compensated(photo) for photo in trainable(data)]
-        engine = open_engine(Setup(photos, preset.max_gaussians, preset.sh_degree, SEED, self.gpus, plan.pinned_photos))
+        background = choose_background(self.options.background, trainable(data))
+        job.log("background", asked=self.options.background, rgb=background)
+        sizes = preset.max_gaussians, preset.sh_degree
+        engine = open_engine(Setup(photos, *sizes, SEED, self.gpus, plan.pinned_photos, background))
         job.log(
             "loaded", photos=len(scene.views), points=len(scene.points_xyz), device=engine.device, engine=engine.name
         )
@@ -123,6 +132,25 @@ class Training:
         data, exposure_spread = measure(self.scene, data)
         check_stop()
         return data, exposure_spread
+
+
+def choose_background(asked: str | None, photos: Sequence[TrainingPhoto]) -> Background:
+    """The colour behind the Gaussians, black unless it is asked for.
+
+    ``auto``: white where most photos have a white margin, as shots of products do, else black.
+    A photo has one when three quarters of the pixels at its edges are near white in each channel: a bright sky is at
+    one edge and halfway down two more, and so is not enough. ``photos`` are as they were taken, at any exposure.
+    """
+    if asked != "auto":
+        return WHITE if asked == "white" else BLACK
+    white = [white_margin(photo.pixels) >= MARGIN_SHARE for photo in photos]
+    return WHITE if 2 * sum(white) > len(white) else BLACK
+
+
+def white_margin(pixels: NDArray[np.uint8]) -> float:
+    """The share of the pixels [H, W, 3] at the four edges that are near white."""
+    edges = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
+    return float((edges.min(axis=1) >= NEAR_WHITE).mean())
 
 
 def paid_seconds(options: TrainOptions) -> float:
@@ -185,6 +213,7 @@ def measure_quality(job: Job, options: TrainOptions, trained: Trained) -> Metric
         preset=options.preset,
         gaussians=len(result.gaussians),
         sh_degree=result.gaussians.sh_degree,
+        background_rgb=list(engine.setup.background),
         image_width=view.width,
         image_height=view.height,
         psnr=float(np.mean([s["psnr"] for s in scores])),

@@ -108,6 +108,12 @@ class JobOptions(BaseModel):
         Since("0.1"),
         For("train"),
     ] = None
+    background: Annotated[
+        Literal["black", "white", "auto"] | None,
+        Field(description="What lies behind the Gaussians; black unless given, auto looks at the photos' margins."),
+        Since("0.2"),
+        For("train"),
+    ] = None
     max_training_seconds: Annotated[
         float | None,
         Field(ge=1, le=1_000_000, description="Time that the training loop may take."),

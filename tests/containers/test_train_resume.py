@@ -86,6 +86,7 @@ OTHERS = {
     "gains": lambda made: setattr(made, "data", other_photos(made.data, lambda p: replace(p, gain=(1.1, 1.0, 1.0)))),
     "max_gaussians": lambda made: setattr(made.engine, "setup", replace(made.engine.setup, max_gaussians=9)),
     "sh_degree": lambda made: setattr(made.engine, "setup", replace(made.engine.setup, sh_degree=2)),
+    "background": lambda made: setattr(made.engine, "setup", replace(made.engine.setup, background=(1.0, 1.0, 1.0))),
 }
 
 

@@ -18,8 +18,6 @@ from splat.raster import HIDDEN, Rasterizer, pack, unpack, zero_rows
 from train.cpu.optimizer import BETA1, BETA2, adam, regularise
 from train.engine import LEVELS, Arrays, Moves, Rates, Setup, TrainingPhoto
 
-BLACK = (0.0, 0.0, 0.0)
-
 
 class CpuEngine:
     """See ``train.engine.Engine``."""
@@ -57,7 +55,7 @@ class CpuEngine:
 
     def _forward(self, view: View, sh_degree: int) -> NDArray[np.float32]:
         """Planes [4, H, W] (padded) of the model."""
-        return self._rasterizer.forward_packed(self._rows, self._count, sh_degree, view, BLACK)
+        return self._rasterizer.forward_packed(self._rows, self._count, sh_degree, view, self.setup.background)
 
     def _optimise(self, sh_degree: int, rates: Rates) -> None:
         stride, groups = self._rows.shape[1], -(-self._count // 16)

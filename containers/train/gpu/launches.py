@@ -100,7 +100,7 @@ def hits(pairs: int, width: int, height: int) -> int:
 
 
 def blend(kernels: Kernels, lists: Lists, image: Any) -> None:
-    """``image`` [H, W, 3] on black; order, hits and chunks of ``lists`` are written."""
+    """``image`` [H, W, 3] on the background; order, hits and chunks of ``lists`` are written."""
     columns, rows = tiles(lists.width, lists.height)
     kernels["order_tiles"](1, 512, offsets=lists.offsets, pairs=lists.pairs, tiles=columns * rows, order=lists.order)
     lists.launch(kernels["blend"], image=image)

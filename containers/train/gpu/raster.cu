@@ -8,6 +8,9 @@
 // Thresholds are gsplat's: alpha from 1/255, transmittance at least 1e-4; opacities are at most 0.999 (LOGIT_MAX).
 
 // TILE, WARPS (of a thread block), PIXELS and RECORD (floats) are given by launches.py; what is in a record: gaussians.cu, ``pack``.
+// BACKGROUND_RED, _GREEN and _BLUE (raster.py): what lies behind the Gaussians; black where they are not given. Backward needs
+// no more than the image, in which the background is a part of what lies behind each Gaussian. It cannot be shifted into the
+// colours instead: gaussians.cu reads a colour above 0 as "not clamped".
 #define WIDE 8
 #define HIGH (4 * PIXELS)
 #define ACROSS (TILE / WIDE)
@@ -123,6 +126,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
     Block b = block_of(order, offsets, pairs, width, height, columns, tiles);
     float T[PIXELS], rgb[PIXELS][3] = {}, x = b.x + 0.5f, y = b.y + 0.5f;
     for (int k = 0; k < PIXELS; ++k) T[k] = pixel_of(b, k) >= 0 ? 1.f : 0.f;
+#ifdef BACKGROUND_RED
+    float left[PIXELS];  // the transmittance behind the last Gaussian that is drawn; T is that behind the next one in the end
+    for (int k = 0; k < PIXELS; ++k) left[k] = 1.f;
+#endif
     bool going = true;
     int chunk = 0;
     for (int first = b.start; going && first < b.end; first += 32, ++chunk) {
@@ -147,6 +154,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
                 float w = alpha_of(s, s.dy - 4 * k) * T[k];
                 T[k] -= w;
                 w = T[k] > T_MIN ? w : 0.f;
+#ifdef BACKGROUND_RED
+                left[k] = T[k] > T_MIN ? T[k] : left[k];
+#endif
                 rgb[k][0] += w * s.red;
                 rgb[k][1] += w * s.green;
                 rgb[k][2] += w * s.blue;
@@ -156,6 +166,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
         for (int k = 0; k < PIXELS; ++k) any |= T[k] > T_MIN;
         going = __any_sync(FULL, any);
     }
+#ifdef BACKGROUND_RED
+    const float background[3] = {BACKGROUND_RED, BACKGROUND_GREEN, BACKGROUND_BLUE};
+    for (int k = 0; k < PIXELS; ++k)
+        for (int channel = 0; channel < 3; ++channel) rgb[k][channel] += left[k] * background[channel];
+#endif
     if (b.lane == 0 && b.there) chunks[b.number] = chunk;
     for (int k = 0; k < PIXELS; ++k)
         if (pixel_of(b, k) >= 0)

@@ -79,15 +79,22 @@ class Buffers:
         return self._last[name]
 
 
+def background_macros(setup: Setup) -> Macros:
+    """The colour for raster.cu. None for black, which adds nothing: a kernel on black is the very same code."""
+    names = ("BACKGROUND_RED", "BACKGROUND_GREEN", "BACKGROUND_BLUE")
+    return dict(zip(names, setup.background, strict=True)) if any(setup.background) else {}
+
+
 class GpuRasterizer:
     """One view at a time: ``backward`` belongs to the last ``forward``."""
 
     def __init__(self, setup: Setup, device: torch.device, sources: Mapping[Path, Macros] = launches.SOURCES) -> None:
         self.setup, self.device = setup, device
+        background = background_macros(setup)
         self.kernels: Kernels = {
             name: kernel
             for source, macros in sources.items()
-            for name, kernel in load_kernels(source, macros, device).items()
+            for name, kernel in load_kernels(source, {**macros, **background}, device).items()
         }
         self.buffers = Buffers(device)
         capacity = setup.max_gaussians
@@ -98,7 +105,7 @@ class GpuRasterizer:
         self._no_depth = torch.zeros((1, capacity), device=device)  # the loss does not depend on depth
 
     def forward(self, model: Parameters, camera: Camera, sh_degree: int) -> Tensor:
-        """[H, W, 3] on black, overwritten by the next call."""
+        """[H, W, 3] on the background, overwritten by the next call."""
         self._camera = camera
         self.prepare(model)
         # Before the tile lists, where the host waits for the device: what does not need them is queued by then.
