@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from spaceport.deploy_files import deploy_sources  # noqa: E402 - a build does not have the repository on its path
+from spaceport.stack.deploy_files import deploy_sources  # noqa: E402 - a build does not have the repository on its path
 
 VIEWER = HERE / "containers" / "compress" / "viewer" / "node_modules"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.recording import write_result
 from spaceport import local_run
-from spaceport.sample import render_sample
+from spaceport.sample import copy_sample
 
 
 def measure(photos: Path, preset: str) -> dict[str, float]:
@@ -57,7 +57,7 @@ def main() -> None:
         photos = options.photos
         if photos is None:
             photos = Path(folder) / "sample"
-            render_sample(photos)
+            copy_sample(photos)
         figures = measure(photos, options.preset)
     shown = "" if options.photos is None else f" PHOTOS --preset {options.preset}"
     write_result(options.name, figures, f"python -m benchmarks local_run {options.name}{shown}")

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.hamlet import TRUTH_FILE, render_photos
 from benchmarks.recording import RESULTS, write_result
 from sfm.photos import prepare_photos
-from spaceport.sample import TRUTH_FILE, render_sample
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -45,7 +45,7 @@ def rendered_photos(cache: Path, largest: int) -> Path:
     """The folder with the sample of ``largest`` photos, rendered if it is not there yet (a second a photo)."""
     folder = cache / f"sample-{largest}-{RENDERED_PX[0]}"
     if not (folder / TRUTH_FILE).is_file():
-        render_sample(folder, largest, *RENDERED_PX)
+        render_photos(folder, largest, *RENDERED_PX)
     return folder
 
 

@@ -18,8 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from spaceport import deploy_files, local_run, machine, view
+from spaceport import local_run, machine, view
 from spaceport.progress import Display, Work, duration
+from spaceport.sample import copy_sample
+from spaceport.stack import deploy_files
 from spaceport.stack.job_options import JobOption, first_problem, local_options
 
 app = typer.Typer(
@@ -114,16 +116,9 @@ def resume(
 
 
 @app.command()
-def sample(
-    folder: Annotated[Path, typer.Argument(help="Where to put the photos.")],
-    photos: Annotated[int, typer.Option(min=8, max=500, help="How many.")] = 24,
-) -> None:
-    """Render a set of sample photos with GPS, to try everything without photos of your own."""
-    from spaceport.sample import render_sample
-
-    with Work(console, "Rendering sample photos") as work:
-        render_sample(folder, photos=photos, progress=work)
-    console.print(f"{photos} photos in {folder}")
+def sample(folder: Annotated[Path, typer.Argument(help="Where to put the photos.")]) -> None:
+    """Copy 24 sample photos with GPS, to try everything without photos of your own."""
+    console.print(f"{copy_sample(folder)} photos in {folder}")
 
 
 @app.command()

@@ -48,10 +48,10 @@ def test_one_feature_over_and_over_is_no_obstacle():
 def test_overlapping_sample_photos_are_found(tmp_path):
     """The truth is where the cameras stood: two that see the hamlet from nearly the same side overlap."""
     pycolmap = pytest.importorskip("pycolmap")
-    from spaceport.sample import render_sample
+    from benchmarks.hamlet import render_photos
 
     n = 30
-    render_sample(tmp_path, photos=n, width_px=400, height_px=300)
+    render_photos(tmp_path, photos=n, width_px=400, height_px=300)
     options = pycolmap.FeatureExtractionOptions()
     options.sift.first_octave = 0
     pycolmap.extract_features(tmp_path / "d.db", tmp_path, extraction_options=options)

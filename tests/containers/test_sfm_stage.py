@@ -35,10 +35,10 @@ def photo_folder(root: Path) -> Path:
 @pytest.fixture(scope="module")
 def reconstruction(tmp_path_factory):
     """(output folder, truth) of 18 sample photos beside two files that are no photos, in folders with odd names."""
-    from spaceport.sample import render_sample
+    from benchmarks.hamlet import render_photos
 
     root, sample = tmp_path_factory.mktemp("ml"), tmp_path_factory.mktemp("sample")
-    render_sample(sample, photos=18, width_px=640, height_px=480)
+    render_photos(sample, photos=18, width_px=640, height_px=480)
     folder = photo_folder(root)
     truth = {}
     for index, camera in enumerate(json.loads((sample / "truth.json").read_text())["cameras"]):

@@ -14,7 +14,7 @@ from typing import Any
 import boto3
 import pytest
 
-from spaceport.deploy_files import write_deploy_files
+from spaceport.stack.deploy_files import write_deploy_files
 from tests.deploy.environments import ROOT, clean_environment, run
 from tests.deploy.stack import CERTIFICATE, KEYS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spaceport.deploy_files import write_deploy_files
+from spaceport.stack.deploy_files import write_deploy_files
 from tests.deploy.environments import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

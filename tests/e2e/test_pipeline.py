@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.hamlet import render_photos
 from compress.clean import clean, log_position, sigmoid
 from compress.order import canonical_axes, morton_order
-from spaceport.sample import render_sample
 from splat.model import read_ply
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ QUICK = ["--preset", "draft", "--max-iterations", "120", "--max-image-long-side"
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample") / "meadow"
-    render_sample(folder, photos=14, width_px=640, height_px=480)
+    render_photos(folder, photos=14, width_px=640, height_px=480)
     return folder
 
 

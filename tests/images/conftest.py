@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from base.stages import STAGE_NAMES, StageName
+from benchmarks.hamlet import render_photos
 from deploy.images.build import Built, base_image, build
 from deploy.images.docker import Docker, NoEngine, running_engine
-from spaceport.sample import render_sample
 from tests.images.figures import Figures
 from tests.images.player import IMAGES, OPTIONS, ROOT, Player, Ran, need_root, report_missing
 
@@ -114,7 +114,7 @@ def many_photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     if not folder.is_dir():
         print(f"{folder} is not there (SPACEPORT_DATA): the images get sample photos")
         folder = tmp_path_factory.mktemp("sample")
-        render_sample(folder, photos=24, width_px=960, height_px=720)
+        render_photos(folder, photos=24, width_px=960, height_px=720)
     return sorted(folder.glob("*.[jJ][pP][gG]"))[:24]
 
 

@@ -132,19 +132,11 @@ def test_a_failure_is_printed_as_it_is(capsys):
     assert capsys.readouterr().out == "FAILED BAD_OPTION: [red]x is unknown[/]\n"
 
 
-def test_sample_says_something_where_there_is_no_terminal(monkeypatch, tmp_path):
-    from spaceport import sample
-
-    def render(folder, photos, progress):
-        for step in range(photos):
-            progress(step + 1, photos)
-
-    monkeypatch.setattr(sample, "render_sample", render)
-    answer = CliRunner().invoke(cli.app, ["sample", str(tmp_path / "p"), "--photos", "9"])
-    assert answer.output.splitlines()[0] == "Rendering sample photos …" and "9 photos in" in answer.output
-
-
-# spaceport check
+def test_sample_copies_the_photos_and_their_poses(tmp_path):
+    answer = CliRunner().invoke(cli.app, ["sample", str(tmp_path / "p")])
+    assert "24 photos in" in answer.output
+    names = sorted(file.name for file in (tmp_path / "p").iterdir())
+    assert names == [*(f"photo_{number:03d}.jpg" for number in range(1, 25)), "truth.json"]
 
 
 def test_survey_names_what_decides_about_a_run(monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
-"""The sample photos: EXIF, truth, and the ray caster against slow and plain references."""
+"""The sample photos and their generator: EXIF, truth, and the ray caster against slow and plain references."""
 
+import importlib.resources
 import json
 import math
 from pathlib import Path
@@ -9,9 +10,9 @@ import pytest
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
-from spaceport.sample import ORIGIN, geodetic_from_enu, look_at, orbit, render_sample
-from spaceport.sample_render import ground_height, hit_ground, trace
-from spaceport.sample_scene import HALF_M, Solids, local_slopes, terrain_heights
+from benchmarks.hamlet.photos import ORIGIN, geodetic_from_enu, look_at, orbit, render_photos
+from benchmarks.hamlet.render import ground_height, hit_ground, trace
+from benchmarks.hamlet.scene import HALF_M, Solids, local_slopes, terrain_heights
 
 pytestmark = pytest.mark.slow  # compiles the ray caster
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.slow  # compiles the ray caster
 def sample(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sample")
     done = []
-    render_sample(folder, photos=4, width_px=320, height_px=240, progress=lambda k, n: done.append((k, n)))
+    render_photos(folder, photos=4, width_px=320, height_px=240, progress=lambda k, n: done.append((k, n)))
     assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
     return folder
 
@@ -80,9 +81,31 @@ def test_look_at_and_orbit():
     assert len(first) == 24 and all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+class FirstPhotoDone(Exception):
+    """Ends the rendering."""
+
+
+def test_the_committed_photos_are_those_of_the_generator(tmp_path):
+    def stop(_done, _photos):
+        raise FirstPhotoDone
+
+    with pytest.raises(FirstPhotoDone):
+        render_photos(tmp_path, quality=100, progress=stop)
+    with importlib.resources.as_file(importlib.resources.files("spaceport.sample")) as committed:
+        assert sum(photo.stat().st_size for photo in (committed / "photos").iterdir()) < 3_000_000
+        cameras = json.loads((committed / "truth.json").read_text())["cameras"]
+        images = [
+            np.asarray(Image.open(folder / "photo_001.jpg"), float) for folder in (committed / "photos", tmp_path)
+        ]
+    psnr_db = 10 * math.log10(255**2 / np.square(images[0] - images[1]).mean())
+    assert psnr_db > 31.5  # of JPEG with quality 81 and halved colour resolution: 32.1; the next photo has 12
+    poses = orbit(24, np.random.default_rng(0))
+    assert np.array([camera["world_to_camera"] for camera in cameras]) == pytest.approx(np.array(poses))
+
+
 def test_a_set_that_makes_no_sense_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least 3 photos"):
-        render_sample(tmp_path, photos=2)
+        render_photos(tmp_path, photos=2)
 
 
 def test_ground_hit_agrees_with_a_fine_march():

@@ -1,3 +1,4 @@
+# Longer than 400 lines: one kernel that numba compiles calls the next
 """Ray caster of the sample scene: heightfield, convex polytopes and leafy ellipsoids, compiled with numba.
 
 World frame: ENU metres (x east, y north, z up). Camera frame as in COLMAP: x right, y down, z forward; pixel centres

@@ -1,4 +1,4 @@
-"""The sample photo set: a hamlet seen from a drone, rendered on this machine, with the true camera poses beside it."""
+"""A photo set of the hamlet as a drone takes it, with the true camera poses beside it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
-from spaceport.sample_render import develop, perspective_tiles, render_photo
-from spaceport.sample_scene import INNER_HALF_M, build_scene
+from benchmarks.hamlet.render import develop, perspective_tiles, render_photo
+from benchmarks.hamlet.scene import INNER_HALF_M, build_scene
 
 Array = np.ndarray[Any, Any]
 
@@ -25,14 +25,16 @@ SENSOR_WIDTH_MM = 13.2
 GPS_NOISE_M = 0.1
 SENSOR_NOISE = 1.3  # standard deviation in 8-bit steps
 TRUTH_FILE = "truth.json"
+JPEG_QUALITY = 92
 
 
-def render_sample(
+def render_photos(
     folder: Path,
     photos: int = 24,
     width_px: int = 800,
     height_px: int = 600,
     seed: int = 0,
+    quality: int = JPEG_QUALITY,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write ``photo_001.jpg``… and ``truth.json`` to ``folder``; ``progress`` is called with (photos done, photos).
@@ -59,7 +61,7 @@ def render_sample(
         photo = develop(linear, rng.normal(0, SENSOR_NOISE, linear.shape))
         name = f"photo_{index + 1:03d}.jpg"
         exif = photo_exif(index, camera_to_world[:, 3] + rng.normal(0, GPS_NOISE_M, 3), focal_px, width_px)
-        Image.fromarray(photo).save(folder / name, quality=92, subsampling=0, exif=exif)
+        Image.fromarray(photo).save(folder / name, quality=quality, subsampling=0 if quality > 90 else 2, exif=exif)
         cameras.append(
             {
                 "name": name,
