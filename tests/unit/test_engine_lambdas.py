@@ -1,6 +1,9 @@
 """Function processes: environment, error shapes, time limit, death; and asynchronous invocation."""
 
+import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from datetime import timedelta
@@ -80,6 +83,14 @@ def test_a_process_stays_warm_and_sees_only_its_own_environment(functions):
     assert 0 < first["left_ms"] <= 2000
     assert (first["name"], first["arn"]) == ("s-A", "arn:aws:lambda:::function:s-A")
     assert first["path"][0] == first["cwd"]
+
+
+def test_a_handler_finds_its_own_code_and_installed_packages_alone(functions):
+    """Wherever spaceport itself is: in a checkout, or in the very folder of the other packages."""
+    program = "import json, sys; print(json.dumps(sys.path))"
+    plain = subprocess.run([sys.executable, "-I", "-c", program], env={}, capture_output=True, text=True, check=True)
+    path = functions("A", {}).payload["path"]
+    assert path[1:] == json.loads(plain.stdout)
 
 
 def test_an_exception_is_reported_with_type_and_trace(functions):
