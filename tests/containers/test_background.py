@@ -1,6 +1,7 @@
 """The option background: what lies behind the Gaussians, from the training to the page."""
 
 import json
+import re
 import shutil
 import threading
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +26,7 @@ from tests.containers.cuda_on_cpu import Arrays, compile_for_cpu
 from tests.containers.kernel_step import NO_RATES, Step, make_gaussians, reference_parameters, relative
 from tests.containers.test_compress_stage import job, viewer
 from tests.containers.test_splat_raster import make_view, reference_render
+from tests.containers.test_train_kernels import ARCHITECTURES
 from tests.containers.training_runs import prepare
 from tests.containers.training_runs import run as train
 from tests.e2e.test_page import Watched, browser
@@ -33,12 +35,15 @@ from tests.synthetic import make_views, write_stage_inputs
 from train.cpu.engine import CpuEngine
 from train.engine import Setup, TrainingPhoto
 from train.gpu import launches
+from train.gpu.nvrtc import compile_cubin, open_nvrtc
 from train.stage import BLACK, WHITE, choose_background
 
 __all__ = ["browser", "job", "viewer"]
 
 RASTER = next(source for source in launches.SOURCES if source.name == "raster.cu")
 COLOR = (0.9, 0.3, 0.6)
+CHANNELS = ("BACKGROUND_RED", "BACKGROUND_GREEN", "BACKGROUND_BLUE")
+COLORED = {**launches.SOURCES[RASTER], **dict(zip(CHANNELS, COLOR, strict=True))}
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to run the kernels on the CPU with")
 
 
@@ -112,9 +117,7 @@ def test_the_cpu_engine_learns_on_the_background():
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
     """The GPU's kernels for a background."""
-    channels = ("BACKGROUND_RED", "BACKGROUND_GREEN", "BACKGROUND_BLUE")
-    colored = {RASTER: launches.SOURCES[RASTER] | dict(zip(channels, COLOR, strict=True))}
-    return compile_for_cpu(launches.SOURCES | colored, tmp_path_factory.mktemp("kernels"))
+    return compile_for_cpu(launches.SOURCES | {RASTER: COLORED}, tmp_path_factory.mktemp("kernels"))
 
 
 @needs_compiler
@@ -148,6 +151,15 @@ def drawn_by_gpu_engine(kernels, gaussians, seen):
     engine = GpuEngine(Setup([], len(gaussians), 0, 1, gpus=1, background=COLOR), device="cpu")
     engine.load(gaussians)
     return engine.render(seen, 0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_kernels_with_a_background_stay_in_registers(architecture):
+    pytest.importorskip("nvidia.cuda_nvrtc", reason="no wheel nvidia-cuda-nvrtc-cu12")
+    options = ("--ptxas-options=--verbose",)
+    _binary, log = compile_cubin(open_nvrtc("12"), RASTER, COLORED, architecture, options)
+    assert set(re.findall(r"(\d+) bytes spill stores", log)) == {"0"}, log
+    assert max(int(count) for count in re.findall(r"Used (\d+) registers", log)) <= 128, log
 
 
 @needs_compiler
