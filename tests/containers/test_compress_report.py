@@ -118,7 +118,7 @@ def test_the_page_names_photos_that_fit_badly_and_what_helps(tmp_path: Path) -> 
 
 def test_the_page_knows_every_reason_that_training_gives() -> None:
     source = (ROOT / "containers/train/stragglers.py").read_text()
-    assert set(STRAGGLERS) == set(re.findall(r'reason(?:, detail)? = "(\w+)"', source))
+    assert set(STRAGGLERS) == set(re.findall(r'reason(?:, detail|: \w+)? = "(\w+)"', source))
     assert set(get_args(StragglerReason)) == set(STRAGGLERS)
 
 
