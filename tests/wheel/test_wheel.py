@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import email
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from spaceport.deploy_files import deploy_sources
+from spaceport.stack.deploy_files import deploy_sources
 from tests.watched_page import Watched, chromium
 
 REPOSITORY = Path(__file__).parents[2]
@@ -163,7 +162,7 @@ def test_deploy_print_writes_what_the_checkout_would(installed: Installed, tmp_p
         assert (tmp_path / "service" / file.relative_to(REPOSITORY)).read_bytes() == file.read_bytes()
 
 
-def test_run_where_neither_the_installation_nor_home_can_be_written(installed: Installed, result: Path) -> None:
+def test_run_where_neither_the_installation_nor_home_can_be_written(installed: Installed) -> None:
     if os.getuid() != 0:
         pytest.skip("only root can run a program as the user nobody")
     if unreadable := [path for path in (interpreter(), SITE_PACKAGES) if not readable_by_all(path)]:
@@ -178,7 +177,7 @@ def test_run_where_neither_the_installation_nor_home_can_be_written(installed: I
         return installed.spaceport(*arguments, prefix=NOBODY, cwd=str(folder), HOME="/nonexistent", TMPDIR=str(folder))
 
     assert str(kernels) in as_nobody("check")
-    shutil.copytree(result.parent / "photos", folder / "photos")
+    as_nobody("sample", "photos")
     as_nobody("run", "photos", "--out", "out", *SHORT)
     assert (folder / "out" / "index.html").is_file()
     assert [*kernels.rglob("*.nbc")]
