@@ -1,4 +1,4 @@
-"""``python -m benchmarks.hamlet FOLDER [--photos N]``: render a photo set of the hamlet."""
+"""``python -m benchmarks.hamlet FOLDER [--photos N] [--quality Q]``: render a photo set of the hamlet."""
 
 from __future__ import annotations
 
