@@ -111,7 +111,7 @@ class JobOptions(BaseModel):
     background: Annotated[
         Literal["black", "white", "auto"] | None,
         Field(description="What lies behind the Gaussians; black unless given, auto looks at the photos' margins."),
-        Since("0.2"),
+        Since("0.1"),
         For("train"),
     ] = None
     max_training_seconds: Annotated[
