@@ -28,11 +28,11 @@ PAGE = ROOT / "docs" / "cost.md"
 RESULTS = ROOT / "benchmarks" / "results"
 PHOTOS = (50, 200, 1000)
 PRESETS = ("draft", "standard", "high")
-EXPECTED_PRESET = "standard"  # the default, and the one that finding cameras was measured with
+EXPECTED_PRESET = "standard"  # the default, and the one that SfM was measured with
 # aws-solutions-library-samples, guidance for 3D Gaussian splats, README: 273.00 USD of SageMaker for 100 scenes.
 PEER_USD = 2.73
 GOAL = PEER_USD / 5
-# SageMaker publishes no list of spare-capacity prices and promises "up to 90 %"; this share is an assumption.
+# SageMaker publishes no list of Spot prices and promises "up to 90 %"; this share is an assumption.
 SPARE_SHARE = 0.4
 TRAINED_ON = "T4"  # of ml.g4dn
 EVALUATION_S = 30  # loading photos, held-out views, report; assumed
@@ -55,7 +55,7 @@ def default_settings() -> Settings:
 
 
 def stage_costs(settings: Settings, preset: str, photos: int) -> dict[str, float]:
-    """USD by stage, on demand, as the service counts before it pays."""
+    """USD by stage, on-demand, as the service counts before it pays."""
     estimate = prices.estimate(settings, JobOptions.model_validate({"preset": preset}), photos)
     return usd(settings, estimate.seconds)
 
@@ -65,7 +65,7 @@ def usd(settings: Settings, seconds: dict[str, float]) -> dict[str, float]:
 
 
 def with_spare(costs: dict[str, float]) -> float:
-    """USD of a scene whose training ran on spare capacity."""
+    """USD of a scene whose training ran on Spot."""
     return costs["sfm"] + SPARE_SHARE * costs["train"] + costs["compress"]
 
 
@@ -90,14 +90,14 @@ def compress_s(preset: str) -> float:
 
 
 def sfm_s(photos: int) -> float | None:
-    """Seconds of finding cameras on 8 vCPU by benchmarks/sfm.py, or None where that was not measured."""
+    """Seconds of SfM on 8 vCPU by benchmarks/sfm.py, or None where that was not measured."""
     measured = result("sfm")
     scene = (((measured or {}).get("figures") or {}).get("estimate") or {}).get("scenes", {}).get(str(photos))
     return None if scene is None else float(scene["seconds_on_8_vcpu"])
 
 
 def expected_seconds(photos: int, preset: str = EXPECTED_PRESET) -> dict[str, float] | None:
-    """Billed seconds by stage, or None where finding cameras was not measured."""
+    """Billed seconds by stage, or None where SfM was not measured."""
     cameras = sfm_s(photos)
     if cameras is None:
         return None
@@ -111,17 +111,17 @@ def inputs() -> list[Input]:
     most = max((run["n_photos"] for run in sfm["figures"]["sets"].values()), default=0) if sfm else 0
     chosen, speed, compressed = GPU[EXPECTED_PRESET], trained["speed"], local["figures"]
     found = [
-        Input("start of a machine", f"{prices.START_S} s", "assumed", "image and data are fetched; billed"),
+        Input("start of an instance", f"{prices.START_S} s", "assumed", "image and data are downloaded; billed"),
         Input(
-            "finding cameras, 50 / 200 / 1,000 photos",
+            "SfM of 50 / 200 / 1,000 photos",
             " / ".join(f"{sfm_s(n) or 0:,.0f} s" for n in PHOTOS) if sfm else "not measured",
             "computed",
-            f"sfm.json ({sfm['date']}): processor seconds of up to {most} photos, scaled to 8 vCPU, extrapolated"
+            f"sfm.json ({sfm['date']}): CPU seconds of up to {most} photos, scaled to 8 vCPU, extrapolated"
             if sfm
             else "`python -m benchmarks sfm`",
         ),
         Input(
-            f"an iteration of training on an {gpu}",
+            f"a training iteration on an {gpu}",
             f"{speed['ms_per_iteration']:.2f} ms",
             "measured",
             f"{trained['name']}.json ({trained['date']}): {speed['gaussians']:,} Gaussians, 1200x900 pixels",
@@ -131,7 +131,7 @@ def inputs() -> list[Input]:
             f"{train_s(EXPECTED_PRESET):,.0f} s",
             "computed",
             f"{chosen.max_iterations:,} iterations at {chosen.long_side} pixels, at most {chosen.budget_s:,.0f} s, and "
-            f"{EVALUATION_S} s around them; by kernel and data sheets (benchmarks/gpus.py)",
+            f"{EVALUATION_S} s around them; scaled by kernel and data sheets (benchmarks/gpus.py)",
         ),
         Input(
             "compression of 30,000 Gaussians",
@@ -140,12 +140,12 @@ def inputs() -> list[Input]:
             f"plush-draft.json ({local['date']}), 2 cores",
         ),
         Input(
-            f"compression of {chosen.max_gaussians:,}",
+            f"compression of {chosen.max_gaussians:,} Gaussians",
             f"{compress_s(EXPECTED_PRESET):.0f} s",
             "computed",
-            "by the number of Gaussians, without counting that the machine has more cores",
+            "scaled by the number of Gaussians; the instance's additional cores are not counted",
         ),
-        Input("training on spare capacity", f"{SPARE_SHARE:.0%} of the price", "assumed", "AWS: up to 90 % less"),
+        Input("training on Spot", f"{SPARE_SHARE:.0%} of the on-demand price", "assumed", "AWS: up to 90 % less"),
     ]
     settings = default_settings()
     for stage in STAGE_NAMES:
@@ -165,7 +165,7 @@ def inputs_table() -> str:
 def expected_table(settings: Settings) -> str:
     """The expected cost by number of photos, compared with the goal."""
     lines = [
-        "| photos | SfM | training | compression | on demand | spare capacity | of 2.73 | goal ≤ 0.55 |",
+        "| photos | SfM | training | compression | on-demand | Spot | of 2.73 | goal ≤ 0.55 |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for photos in PHOTOS:
@@ -179,16 +179,17 @@ def expected_table(settings: Settings) -> str:
 
 
 def room(settings: Settings, photos: int, costs: dict[str, float], seconds: float) -> str:
-    """By how much SfM, the least certain of the stages, may be wrong before the goal is missed on demand."""
+    """By how much SfM, the least certain of the stages, may be wrong before the goal is missed on-demand."""
     price_s = prices.price_usd_per_hour(settings, settings.stage("sfm").instance_type) / 3600
     most = seconds + (GOAL - sum(costs.values())) / price_s - prices.START_S
-    return f"{photos:,} photos meet the goal on demand as long as SfM takes less than {most:,.0f} s beside its start."
+    limit = f"as long as SfM takes less than {most:,.0f} s after its instance has started"
+    return f"{photos:,} photos meet the goal on-demand {limit}."
 
 
 def priced(costs: dict[str, float]) -> str:
     """Cells of a table: stages, sums, share of the peer, goal."""
     total, spare = sum(costs.values()), with_spare(costs)
-    met = "met" if total <= GOAL else "met with spare capacity" if spare <= GOAL else "missed"
+    met = "met" if total <= GOAL else "met with Spot" if spare <= GOAL else "missed"
     stages = " | ".join(f"{costs[stage]:.2f}" for stage in STAGE_NAMES)
     return f"{stages} | {total:.2f} | {spare:.2f} | {total / PEER_USD:.0%} to {spare / PEER_USD:.0%} | {met}"
 
@@ -196,7 +197,7 @@ def priced(costs: dict[str, float]) -> str:
 def table(settings: Settings) -> str:
     """The estimate by preset and number of photos, compared with the peer."""
     lines = [
-        "| preset | photos | SfM | training | compression | on demand | spare capacity | of 2.73 | goal ≤ 0.55 |",
+        "| preset | photos | SfM | training | compression | on-demand | Spot | of 2.73 | goal ≤ 0.55 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for preset in PRESETS:
