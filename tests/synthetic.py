@@ -144,6 +144,7 @@ def metrics_json(gaussians: Gaussians, views: list[View]) -> dict[str, Any]:
         "preset": "draft",
         "gaussians": len(gaussians.means),
         "sh_degree": gaussians.sh_degree,
+        "background_rgb": [0.0, 0.0, 0.0],
         "image_width": WIDTH,
         "image_height": HEIGHT,
         "psnr": 30.0,

@@ -197,7 +197,7 @@ class Metrics(Document):
     preset: str
     gaussians: Count
     sh_degree: int = Field(ge=0, le=3)
-    background_rgb: Rgb = Field([0.0, 0.0, 0.0], description="what lies behind the Gaussians, in 0..1")
+    background_rgb: Rgb = Field(description="what lies behind the Gaussians, in 0..1")
     image_width: int = Field(description="of the photos as trained with, pixels")
     image_height: int = Field(description="of the photos as trained with, pixels")
     psnr: PsnrDb = Field(description="dB, mean over heldout")
@@ -253,7 +253,7 @@ class ReportTraining(Document):
     device: str
     gaussians: int = Field(ge=1)
     sh_degree: int = Field(ge=0, le=3)
-    background_rgb: Rgb = Field([0.0, 0.0, 0.0], description="what lies behind the Gaussians, in 0..1")
+    background_rgb: Rgb = Field(description="what lies behind the Gaussians, in 0..1")
     psnr: float | None = Field(description="dB, on the photos of heldout_are")
     ssim: float | None
     train_psnr: float | None = Field(description="dB")

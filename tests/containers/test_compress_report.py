@@ -44,6 +44,7 @@ def test_a_report_that_would_be_wrong_is_our_fault() -> None:
 
 def minimal_report() -> dict:
     training = {"seconds": 1, "iterations": 1, "stop_reason": "x", "device": "cpu", "gaussians": 1, "sh_degree": 0}
+    training |= {"background_rgb": [0, 0, 0]}
     return {
         "job_id": "a",
         "title": "a",
