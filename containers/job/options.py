@@ -44,9 +44,9 @@ class TrainOptions(StageOptions):
     max_training_usd: float | None = Field(None, gt=0, allow_inf_nan=False)
     # Price of the stage's machine.
     price_usd_per_hour: float = Field(0.0, ge=0, allow_inf_nan=False)
-    # Compensate differences in exposure where the photos have them. Given by no state.
+    # Compensate differences in exposure where the photos have them. Not set by the pipeline.
     exposure: Literal["auto", "off"] = "auto"
-    # GPUs that are used; all that there are otherwise. Given by no state.
+    # GPUs that are used; all that there are otherwise. Not set by the pipeline.
     max_gpus: int | None = Field(None, ge=1)
     # How much time to spend, and what every number is that is not given.
     preset: Literal["draft", "standard", "high"] = "standard"

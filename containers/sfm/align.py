@@ -35,9 +35,6 @@ class Similarity:
         """[n, 3] -> [n, 3]"""
         return self.scale * points @ self.rotation.T + self.translation
 
-    def then_shift(self, offset: Array) -> Similarity:
-        return Similarity(self.scale, self.rotation, self.translation + offset)
-
 
 @dataclass(frozen=True)
 class Alignment:

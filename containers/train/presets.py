@@ -46,7 +46,6 @@ GPU = {
     "standard": TrainingPreset(1600, 300_000, 2, 1_200, 10_000, True, _GPU_LONG),
     "high": TrainingPreset(1600, 1_000_000, 3, 3_600, 20_000, True, _GPU_LONGEST),
 }
-NAMES = tuple(CPU)
 
 
 def choose(options: TrainOptions, gpu: bool) -> TrainingPreset:

@@ -206,12 +206,12 @@ class StageValues(BaseModel):
     ] = 0.0
     exposure: Annotated[
         Literal["auto", "off"],
-        Field(description="Compensate differences in exposure where the photos have them. Given by no state."),
+        Field(description="Compensate differences in exposure where the photos have them. Not set by the pipeline."),
         For("train"),
     ] = "auto"
     max_gpus: Annotated[
         int | None,
-        Field(ge=1, description="GPUs that are used; all that there are otherwise. Given by no state."),
+        Field(ge=1, description="GPUs that are used; all that there are otherwise. Not set by the pipeline."),
         For("train"),
     ] = None
     created_at: Annotated[datetime | None, Field(description="When the job began, ISO 8601."), For("compress")] = None

@@ -32,7 +32,6 @@ from moto.s3.models import FakeKey, s3_backends
 from spaceport.base.durable import sync_file, sync_folder, write_json
 
 BLOCK_BYTES = 1 << 20
-KEPT_HEADERS = ("Content-Type", "Content-Encoding", "Content-Disposition", "Cache-Control", "Content-Language")
 
 ObjectListener = Callable[[str, str, str], None]  # bucket, key, reason
 
