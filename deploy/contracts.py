@@ -1,4 +1,4 @@
-"""Write the files that follow from what the functions declare: the stages and the options of a job.
+"""Write the files that follow from declarations: stages, options, events and documents.
 
     python -m deploy.contracts            write them   (make contracts)
     python -m deploy.contracts --check    say which are out of date; exit status 1 if any is
@@ -51,12 +51,12 @@ def outdated(root: Path = ROOT) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    check, names = parser.parse_args().check, outdated()
+    check, names, texts = parser.parse_args().check, outdated(), contracts()
     for name in names:
         print(f"{name} is out of date" if check else f"wrote {name}")
         if not check:
             (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
-            (ROOT / name).write_text(contracts()[name], encoding="utf-8")
+            (ROOT / name).write_text(texts[name], encoding="utf-8")
     return int(check and bool(names))
 
 
